@@ -1,0 +1,312 @@
+"""Shards -> batches of visits: the reader of training, evaluation and fine-tuning.
+
+    index -> Visit (train/order.py) -> a video's bytes -> K + 1 Faces -> VisitBatch
+
+A video's span is read at its place in the shard and checked before anything in it is decoded; only
+the frames that were drawn are decoded, and rasters are drawn anew from the stored landmarks.
+"""
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import cv2
+import numpy as np
+import torch
+from jaxtyping import Float, Float32, Int64, UInt8
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from pipeline.rasterize import draw
+from pipeline.shard import Index, VideoEntry, read_span, samples_in_span
+from train.augment import View
+from train.order import (
+    Visit,
+    held_out_stretches,
+    rank_batches,
+    spread,
+    training_frames,
+    visit,
+)
+
+Split = Literal["train", "val"]
+
+
+def to_tensor(pixels: UInt8[Tensor, "*n h w 3"]) -> Float32[Tensor, "*n 3 h w"]:
+    """Convert pixels of 0..255 to the networks' [-1, 1], on the device they are on."""
+    return pixels.movedim(-1, -3).float().div(127.5).sub(1)
+
+
+def to_pixels(x: Float[Tensor, "*n 3 h w"]) -> UInt8[np.ndarray, "*n h w 3"]:
+    """Convert the networks' [-1, 1] to pixels of 0..255; values outside are clipped."""
+    scaled = x.detach().float().add(1).mul(127.5).round().clamp(0, 255)
+    return scaled.byte().movedim(-3, -1).cpu().numpy()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Faces:
+    """Frames of one person, their landmarks in pixels of these frames, and the rasters of those."""
+
+    frames: UInt8[np.ndarray, "n p p 3"]
+    rasters: UInt8[np.ndarray, "n p p 3"]
+    landmarks: Float32[np.ndarray, "n 68 2"]
+
+    def __len__(self) -> int:
+        return len(self.frames)
+
+    def take(self, places: Sequence[int]) -> "Faces":
+        """Return the faces at these places, in this order."""
+        chosen = list(places)
+        return Faces(
+            frames=self.frames[chosen],
+            rasters=self.rasters[chosen],
+            landmarks=self.landmarks[chosen],
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class VisitBatch:
+    """A batch of visits in [-1, 1]; `rows` are the videos' rows of W, -1 for a held-out video."""
+
+    rows: Int64[Tensor, " b"]
+    sources: Float32[Tensor, "b k 3 h w"]
+    source_rasters: Float32[Tensor, "b k 3 h w"]
+    target: Float32[Tensor, "b 3 h w"]
+    target_raster: Float32[Tensor, "b 3 h w"]
+    keys: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeldOut:
+    """A clip's frames for judging: sources and targets come from disjoint stretches of it."""
+
+    entry: VideoEntry
+    sources: tuple[int, ...]
+    targets: tuple[int, ...]
+
+
+class Shards:
+    """The videos of one folder of shards, read as faces of `image_px`.
+
+    With fewer than three persons nobody is held out: the last quarter of every video's frames is
+    kept from training instead and serves as val.
+    """
+
+    def __init__(self, folder: Path | str, *, image_px: int) -> None:
+        self.folder = str(folder)
+        self.index = Index.load(self.folder)
+        self.image_px = image_px
+        if image_px > self.index.face.image_px:
+            raise ValueError(
+                f"{self.folder} holds frames of {self.index.face.image_px} px, the model asks for "
+                f"{image_px} px: build shards with --crop.image-px {image_px} or choose a smaller "
+                "preset"
+            )
+        self.train = tuple(entry for entry in self.index.videos if entry.split == "train")
+        held_out = tuple(entry for entry in self.index.videos if entry.split == "val")
+        self.hold_out = not held_out
+        self.val = held_out or self.train
+        if not self.train:
+            raise ValueError(f"{self.folder}/index.json lists no training video: build more shards")
+
+    def row_of(self, entry: VideoEntry) -> int:
+        """Return the video's row of W: its place among the training videos, -1 for val."""
+        return self.train.index(entry) if entry.split == "train" else -1
+
+    def person(self, person: str) -> tuple[VideoEntry, ...]:
+        """Return the videos of one person, train or val; none when the person isn't here."""
+        return tuple(entry for entry in self.index.videos if entry.person == person)
+
+    def frames_for_training(self, num_sources: int) -> list[range]:
+        """Return what every training video offers; raise where K + 1 frames can't be had."""
+        offered = [training_frames(v.num_frames, hold_out=self.hold_out) for v in self.train]
+        fewest = min(range(len(offered)), key=lambda i: len(offered[i]))
+        if num_sources + 1 > len(offered[fewest]):
+            raise ValueError(
+                f"K = {num_sources} sources and a target need {num_sources + 1} frames, but video "
+                f"{self.train[fewest].key} in {self.folder} offers {len(offered[fewest])}: lower "
+                "the number of sources, or build shards with a larger --min-frames"
+            )
+        return offered
+
+    def held_out(self, split: Split, *, num_sources: int, num_targets: int) -> list[HeldOut]:
+        """Return a split's videos with frames for judging, evenly spread over each stretch.
+
+        A short clip gives fewer than asked for. Of a training person, `targets` may have been
+        trained on; of a val person nothing has been.
+        """
+        chosen = []
+        for entry in self.train if split == "train" else self.val:
+            sources, targets = held_out_stretches(entry.num_frames, hold_out=self.hold_out)
+            chosen.append(
+                HeldOut(
+                    entry=entry,
+                    sources=spread(sources, num_sources),
+                    targets=spread(targets, num_targets),
+                )
+            )
+        return chosen
+
+    def read(self, entry: VideoEntry, numbers: Sequence[int], view: View | None = None) -> Faces:
+        """Read these frames of a video; raise an error that names a shard that isn't right."""
+        samples = samples_in_span(read_span(self.folder, entry))
+        missing = [number for number in numbers if number not in samples]
+        if missing:
+            raise ValueError(
+                f"shard {entry.shard}: video {entry.key} has no frames {missing}, though the index "
+                "says so: build the shards again"
+            )
+        stored_px = self.index.face.image_px
+        seen = [_face(samples[number], stored_px, self.image_px, view) for number in numbers]
+        return Faces(
+            frames=np.stack([frame for frame, _ in seen]),
+            rasters=np.stack([draw(points, self.image_px) for _, points in seen]),
+            landmarks=np.stack([points for _, points in seen]),
+        )
+
+
+def make_loader(
+    shards: Shards,
+    *,
+    num_sources: int,
+    batch_size: int,
+    seed: int,
+    start_visit: int = 0,
+    rank: int = 0,
+    world_size: int = 1,
+    num_workers: int = 0,
+    augment: bool = False,
+    device: torch.device | str = "cpu",
+) -> Iterator[VisitBatch]:
+    """Yield this rank's part of every step from `start_visit` on, without end.
+
+    `batch_size` counts the visits of all ranks. The order doesn't depend on `num_workers` or
+    `world_size`, so a run resumes at its number of visits seen, on any number of either.
+    """
+    dataset = _Visits(shards, num_sources=num_sources, seed=seed, augment=augment)
+    batches = rank_batches(
+        start=start_visit, batch_size=batch_size, rank=rank, world_size=world_size
+    )
+    loader = DataLoader(
+        dataset,
+        batch_sampler=batches,
+        num_workers=num_workers,
+        collate_fn=_collate,
+        pin_memory=torch.device(device).type == "cuda",
+        prefetch_factor=4 if num_workers else None,
+        worker_init_fn=_start_worker,
+    )
+    return (_to_batch(pixels, torch.device(device)) for pixels in loader)
+
+
+def fixed_batch(
+    shards: Shards,
+    split: Split,
+    *,
+    num_sources: int,
+    num_visits: int,
+    device: torch.device | str = "cpu",
+) -> VisitBatch:
+    """Return the same few visits every time, of different persons, for the panel of pictures."""
+    visits = shards.held_out(split, num_sources=num_sources, num_targets=1)
+    shortest = min(len(v.sources) for v in visits)
+    if shortest < num_sources:
+        visits = shards.held_out(split, num_sources=shortest, num_targets=1)
+    chosen = _one_a_person(visits, num_visits)
+    read = [
+        _pixels(shards.read(v.entry, [*v.sources, *v.targets]), shards.row_of(v.entry), v.entry.key)
+        for v in chosen
+    ]
+    return _to_batch(_collate(read), torch.device(device))
+
+
+class _Pixels(NamedTuple):
+    """What a worker hands over: bytes, a quarter of the size of what the networks see."""
+
+    rows: Int64[Tensor, " b"]
+    frames: UInt8[Tensor, "b k1 p p 3"]
+    rasters: UInt8[Tensor, "b k1 p p 3"]
+    keys: tuple[str, ...]
+
+
+class _Visits(Dataset[_Pixels]):
+    """Visits by number; the order is the sampler's."""
+
+    def __init__(self, shards: Shards, *, num_sources: int, seed: int, augment: bool) -> None:
+        self.shards = shards
+        self.num_sources = num_sources
+        self.seed = seed
+        self.augment = augment
+        self.frames = shards.frames_for_training(num_sources)
+
+    def visit(self, number: int) -> Visit:
+        return visit(number, frames=self.frames, num_sources=self.num_sources, seed=self.seed)
+
+    def __getitem__(self, number: int) -> _Pixels:
+        drawn = self.visit(number)
+        entry = self.shards.train[drawn.video]
+        view = View.draw(self.seed, number, self.shards.image_px) if self.augment else None
+        faces = self.shards.read(entry, [*drawn.sources, drawn.target], view)
+        return _pixels(faces, drawn.video, entry.key)
+
+
+def _face(
+    fields: dict[str, bytes], stored_px: int, image_px: int, view: View | None
+) -> tuple[UInt8[np.ndarray, "p p 3"], Float32[np.ndarray, "68 2"]]:
+    """Decode one sample's frame and landmarks at `image_px`, seen in `view`."""
+    frame = cv2.imdecode(np.frombuffer(fields["jpg"], np.uint8), cv2.IMREAD_COLOR)
+    points = np.array(json.loads(fields["json"])["landmarks"], np.float32)
+    if image_px != stored_px:
+        frame = cv2.resize(frame, (image_px, image_px), interpolation=cv2.INTER_AREA)
+        points = points * np.float32(image_px / stored_px)
+    frame = cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)
+    if view is None:
+        return frame, points
+    return view.of_frame(frame), view.of_points(points, image_px)
+
+
+def _pixels(faces: Faces, row: int, key: str) -> _Pixels:
+    return _Pixels(
+        rows=torch.tensor([row]),
+        frames=torch.from_numpy(faces.frames)[None],
+        rasters=torch.from_numpy(faces.rasters)[None],
+        keys=(key,),
+    )
+
+
+def _collate(read: Sequence[_Pixels]) -> _Pixels:
+    return _Pixels(
+        rows=torch.cat([pixels.rows for pixels in read]),
+        frames=torch.cat([pixels.frames for pixels in read]),
+        rasters=torch.cat([pixels.rasters for pixels in read]),
+        keys=tuple(key for pixels in read for key in pixels.keys),
+    )
+
+
+def _to_batch(pixels: _Pixels, device: torch.device) -> VisitBatch:
+    """Move bytes to the device, then convert there; the last frame of a visit is its target."""
+    x = to_tensor(pixels.frames.to(device, non_blocking=True))
+    y = to_tensor(pixels.rasters.to(device, non_blocking=True))
+    return VisitBatch(
+        rows=pixels.rows.to(device, non_blocking=True),
+        sources=x[:, :-1],
+        source_rasters=y[:, :-1],
+        target=x[:, -1],
+        target_raster=y[:, -1],
+        keys=pixels.keys,
+    )
+
+
+def _one_a_person(visits: Sequence[HeldOut], count: int) -> list[HeldOut]:
+    """Take one video of each person, then the rest, up to `count`."""
+    first = {v.entry.person: v for v in reversed(visits)}
+    rest = [v for v in visits if first[v.entry.person] is not v]
+    return [*sorted(first.values(), key=lambda v: v.entry.key), *rest][:count]
+
+
+def _start_worker(_: int) -> None:
+    """Keep a worker to one core: the cores are shared by workers, not by their threads."""
+    cv2.setNumThreads(0)
+    torch.set_num_threads(1)
