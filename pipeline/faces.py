@@ -1,0 +1,191 @@
+"""Decoded frames and their landmarks -> samples: which faces are good, how they are cropped and drawn.
+
+    segment -> [frames -> landmarks -> raster -> sample] -> shard
+
+The one way from frames to samples. The shards, fine-tuning on a user's own video and driving all come through
+here, so what a network meets later looks like what it was trained on.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from itertools import pairwise
+
+import cv2
+import numpy as np
+from jaxtyping import Bool, Float32, Shaped, UInt8
+
+from pipeline.align import SAME_FACE_IOU, Aligner, Landmarks, overlap
+from pipeline.config import CropConfig, FaceSpec
+from pipeline.crop import Square, crop, square_of, to_crop
+from pipeline.decode import SegmentFrames
+from pipeline.rasterize import draw, palette_id, round_points
+from pipeline.sample import Reject, Sample
+
+MIN_FACE_PX = 32
+"""Landmarks that span less than this in the decoded frame are a face too small to learn from."""
+
+THUMB_PX = 32
+"""Pictures are compared as grey thumbnails of this size."""
+
+FROZEN_LEVELS = 2
+"""Faces whose thumbnails nowhere differ by more levels than this are the same picture again."""
+
+CUT_CORRELATION = 0.2
+"""Successive pictures less alike than this (correlation of their thumbnails) are on two sides of a cut."""
+
+GOOD = "good"
+NO_FACE = "no face"
+TOO_SMALL = "face too small"
+FROZEN = "frozen picture"
+CUT = "cut or jump"
+TOO_FEW = "too few frames"
+
+
+def face_spec(aligner: Aligner, config: CropConfig) -> FaceSpec:
+    """Record how frames become face pictures and rasters, to be bound to all that is made of them."""
+    return FaceSpec(
+        image_px=config.image_px,
+        crop_margin=config.margin,
+        palette=palette_id(),
+        backend=aligner.backend,
+        detector=aligner.detector,
+        weights_sha256=aligner.weights_sha256,
+    )
+
+
+def faces_of(
+    person: str,
+    video: str,
+    split: str,
+    segments: Sequence[SegmentFrames],
+    landmarks: Sequence[Landmarks],
+    num_frames: int,
+    min_frames: int,
+    spec: FaceSpec,
+) -> list[Sample] | Reject:
+    """Make at most num_frames samples of a video, evenly over its good frames, in order of time.
+
+    Rejects a video with fewer than min_frames good frames, and says what was wrong with the others. The crop of a
+    segment is set by all its good frames, whichever of them are chosen.
+    """
+    pairs = list(zip(segments, landmarks, strict=True))
+    verdicts = [judge(segment.pixels, found) for segment, found in pairs]
+    good = [(s, i) for s, verdict in enumerate(verdicts) for i in np.flatnonzero(verdict == GOOD)]
+    if len(good) < min_frames:
+        return Reject(id=f"{person}/{video}", stage="faces", reason=_why(verdicts, min_frames))
+    squares = [
+        square_of(found.points[verdict == GOOD], spec.crop_margin)
+        if (verdict == GOOD).any()
+        else None
+        for (_, found), verdict in zip(pairs, verdicts, strict=True)
+    ]
+    samples = []
+    for number, (s, i) in enumerate(good[k] for k in evenly(len(good), num_frames)):
+        segment, found = pairs[s]
+        points = round_points(to_crop(found.points[i], squares[s], spec.image_px))
+        samples.append(
+            Sample(
+                person=person,
+                video=video,
+                number=number,
+                segment=segment.segment,
+                pts_s=float(segment.pts_s[i]),
+                frame=crop(segment.pixels[i], squares[s], spec.image_px),
+                raster=draw(points, spec.image_px),
+                landmarks=points,
+                box=_box_in_crop(found.boxes[i], squares[s], spec.image_px),
+                score=float(found.scores[i]),
+                split=split,
+            )
+        )
+    return samples
+
+
+def evenly(num_items: int, num_wanted: int) -> list[int]:
+    """Choose num_wanted of num_items positions at equal distances, all if there are fewer."""
+    if num_items <= num_wanted:
+        return list(range(num_items))
+    return [(2 * k + 1) * num_items // (2 * num_wanted) for k in range(num_wanted)]
+
+
+def judge(pixels: UInt8[np.ndarray, "n h w 3"], found: Landmarks) -> Shaped[np.ndarray, "n"]:
+    """Name each frame of a segment GOOD or what is wrong with it."""
+    verdict = np.where(found.found, GOOD, NO_FACE).astype(object)
+    verdict[(verdict == GOOD) & (face_sizes(found.points) < MIN_FACE_PX)] = TOO_SMALL
+    for flaw, is_flawed in ((CUT, outside_longest_shot), (FROZEN, repeated)):
+        seen = np.flatnonzero(verdict == GOOD)
+        verdict[seen[is_flawed(pixels[seen], found.points[seen])]] = flaw
+    return verdict
+
+
+def face_sizes(points: Float32[np.ndarray, "n 68 2"]) -> Float32[np.ndarray, "n"]:
+    """Measure the longer side of the box around each frame's landmarks, in pixels."""
+    return (points.max(axis=1) - points.min(axis=1)).max(axis=1)
+
+
+def outside_longest_shot(
+    pixels: UInt8[np.ndarray, "n h w 3"], points: Float32[np.ndarray, "n 68 2"]
+) -> Bool[np.ndarray, "n"]:
+    """Mark the frames outside the longest run in which one face is seen from one camera.
+
+    A run ends where the face's box leaves the one before it, or where the whole picture changes. Of equally long
+    runs the first is kept.
+    """
+    boxes = np.concatenate([points.min(axis=1), points.max(axis=1)], axis=1)
+    thumbs = [_thumb(frame) for frame in pixels]
+    breaks = [
+        i
+        for i in range(1, len(pixels))
+        if overlap(tuple(boxes[i - 1]), tuple(boxes[i])) < SAME_FACE_IOU
+        or _correlation(thumbs[i - 1], thumbs[i]) < CUT_CORRELATION
+    ]
+    edges = [0, *breaks, len(pixels)]
+    first, last = max(pairwise(edges), key=lambda run: run[1] - run[0])
+    outside = np.ones(len(pixels), np.bool_)
+    outside[first:last] = False
+    return outside
+
+
+def repeated(
+    pixels: UInt8[np.ndarray, "n h w 3"], points: Float32[np.ndarray, "n 68 2"]
+) -> Bool[np.ndarray, "n"]:
+    """Mark the frames whose face is the picture of the last unmarked one again."""
+    marks = np.zeros(len(pixels), np.bool_)
+    last = None
+    for i, (frame, face_points) in enumerate(zip(pixels, points, strict=True)):
+        face = _thumb(crop(frame, square_of(face_points[None], 0.0), 4 * THUMB_PX))
+        marks[i] = last is not None and np.abs(face - last).max() <= FROZEN_LEVELS
+        last = last if marks[i] else face
+    return marks
+
+
+def _box_in_crop(
+    box: Float32[np.ndarray, "4"], square: Square, image_px: int
+) -> tuple[float, float, float, float]:
+    left, top, right, bottom = to_crop(box.reshape(2, 2), square, image_px).ravel().tolist()
+    return left, top, right, bottom
+
+
+def _thumb(picture: UInt8[np.ndarray, "h w 3"]) -> Float32[np.ndarray, "t t"]:
+    grey = cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY)
+    return cv2.resize(grey, (THUMB_PX, THUMB_PX), interpolation=cv2.INTER_AREA).astype(np.float32)
+
+
+def _correlation(a: Float32[np.ndarray, "t t"], b: Float32[np.ndarray, "t t"]) -> float:
+    """Correlate two thumbnails, in [-1, 1]; two even pictures are alike."""
+    a, b = a - a.mean(), b - b.mean()
+    norm = float(np.linalg.norm(a) * np.linalg.norm(b))
+    return float((a * b).sum()) / norm if norm > 0 else 1.0
+
+
+def _why(verdicts: Sequence[Shaped[np.ndarray, "_"]], min_frames: int) -> str:
+    """Name the commonest flaw first, then give the account of all frames."""
+    counts = Counter(str(word) for verdict in verdicts for word in verdict)
+    num_good = counts.pop(GOOD, 0)
+    flaws = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    total = num_good + sum(counts.values())
+    account = ", ".join(f"{word} in {count}" for word, count in flaws)
+    name = flaws[0][0] if flaws else TOO_FEW
+    return (
+        f"{name}: {num_good} good frames of {total}, {min_frames} needed ({account or 'all good'})"
+    )
