@@ -1,0 +1,177 @@
+"""Checkpoints: one folder a step, written beside and renamed once.
+
+    checkpoints/step-000001200/
+      model.pt     what a user takes away: EMA embedder and generator, the discriminator,
+                   and what they are bound to
+      resume.pt    what going on needs besides: raw networks, optimisers, counters
+      rows.pt      W and its moments
+      index.json   the training videos in the order of W's rows
+
+Tensors and primitives only, read with `weights_only=True`; loading is strict.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from model.config import ModelConfig
+from model.discriminator import Discriminator
+from model.embedder import Embedder
+from model.generator import Generator
+from pipeline.config import FaceSpec
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Base:
+    """A meta-learned model as fine-tuning, driving and evaluating take it."""
+
+    path: Path
+    sha256: str
+    model: ModelConfig
+    face: FaceSpec
+    perceptual: dict[str, Any]
+    """Name and weights' sha256 of the perceptual network that the content loss used."""
+    embedder: Embedder
+    generator: Generator
+    discriminator: Discriminator
+
+
+def save_step(
+    run: Path,
+    step: int,
+    *,
+    model: Mapping[str, Any],
+    resume: Mapping[str, Any],
+    rows: Mapping[str, Any],
+    keys: list[str],
+) -> Path:
+    """Write one step's folder under run/checkpoints, whole or not at all, and return it."""
+    final = run / "checkpoints" / f"step-{step:09d}"
+    if final.exists():
+        return final
+    final.parent.mkdir(parents=True, exist_ok=True)
+    for stale in final.parent.glob(".tmp-*"):
+        shutil.rmtree(stale)
+    folder = final.parent / f".tmp-{final.name}"
+    folder.mkdir()
+    _save(folder / "model.pt", {"schema": SCHEMA, **model})
+    _save(folder / "resume.pt", resume)
+    _save(folder / "rows.pt", rows)
+    _write_synced(folder / "index.json", json.dumps(keys, indent=0).encode())
+    _sync_folder(folder)
+    folder.rename(final)
+    _sync_folder(final.parent)
+    return final
+
+
+def steps(run: Path) -> list[Path]:
+    """List a run's finished checkpoints, oldest first."""
+    return sorted((run / "checkpoints").glob("step-*"))
+
+
+def drop_old(run: Path, keep: int) -> None:
+    """Remove all but the newest `keep` checkpoints."""
+    for folder in steps(run)[:-keep]:
+        doomed = folder.with_name(f".tmp-old-{folder.name}")
+        folder.rename(doomed)
+        shutil.rmtree(doomed)
+
+
+def load(path: Path) -> dict[str, Any]:
+    """Read one file of a checkpoint onto the CPU; raises ValueError for a file that is not one."""
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, ValueError, OSError) as error:
+        if isinstance(error, FileNotFoundError):
+            raise
+        raise ValueError(f"{path} is not a readable checkpoint file: {error}") from error
+
+
+def find_model(path: Path) -> Path:
+    """Resolve a run folder, a checkpoint folder or a file to its model.pt."""
+    if path.is_file():
+        return path
+    if (path / "model.pt").is_file():
+        return path / "model.pt"
+    finished = steps(path)
+    if not finished:
+        raise ValueError(
+            f"{path} holds no checkpoint: give --base a run folder, a checkpoint folder or a "
+            "model.pt (`torchrun train/meta_train.py --run DIR` makes one)"
+        )
+    return finished[-1] / "model.pt"
+
+
+def face_of(model: Mapping[str, Any]) -> FaceSpec:
+    """Return the crop, raster and landmark backend that a model.pt is bound to."""
+    return FaceSpec.from_dict(model["face"])
+
+
+def load_base(path: Path) -> Base:
+    """Build the networks of a meta-learned model in eval mode on the CPU."""
+    path = find_model(path)
+    state = load(path)
+    if state.get("schema") != SCHEMA:
+        raise ValueError(f"{path} has schema {state.get('schema')}, this version reads {SCHEMA}")
+    config = ModelConfig(**state["model"])
+    networks = Embedder(config), Generator(config), Discriminator(config)
+    for network, name in zip(networks, ("embedder", "generator", "discriminator"), strict=True):
+        network.load_state_dict(state[name])
+        network.eval()
+    embedder, generator, discriminator = networks
+    return Base(
+        path=path,
+        sha256=hash_file(path),
+        model=config,
+        face=face_of(state),
+        perceptual=state["perceptual"],
+        embedder=embedder,
+        generator=generator,
+        discriminator=discriminator,
+    )
+
+
+def hash_file(path: Path) -> str:
+    """Return the sha256 of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def save_file(path: Path, state: Mapping[str, Any]) -> None:
+    """Write one file of tensors and primitives, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".tmp-{path.name}")
+    _save(temporary, state)
+    temporary.rename(path)
+    _sync_folder(path.parent)
+
+
+def _save(path: Path, state: Mapping[str, Any]) -> None:
+    with path.open("wb") as file:
+        torch.save(dict(state), file)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _write_synced(path: Path, data: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
