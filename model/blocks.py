@@ -69,8 +69,8 @@ class AdaptiveBlock(nn.Module):
     def forward(
         self,
         x: Float[Tensor, "b i h w"],
-        psi1: Float[Tensor, "b 2*i"],
-        psi2: Float[Tensor, "b 2*o"],
+        psi1: Float[Tensor, "b p1"],
+        psi2: Float[Tensor, "b p2"],
     ) -> Float[Tensor, "b o h2 w2"]:
         hidden = adaptive_norm_relu(x, psi1)
         hidden = self.conv1(double(hidden) if self.up else hidden)

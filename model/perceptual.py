@@ -59,18 +59,18 @@ class Perceptual(nn.Module):
 
 
 def make_perceptual(
-    name: str, *, weights_dir: str | None = None, face_weights: str | None = None
+    name: str, *, weights_dir: str | None = None, vggface: str | None = None
 ) -> Perceptual:
     """Build the perceptual network `vgg` or `lite`.
 
     `weights_dir` is where vgg19-dcbb9e9d.pth lies, by default torch hub's cache; nothing is ever
-    downloaded. `face_weights` names a state dict of VGGFace (VGG16), which adds the face term to
+    downloaded. `vggface` names a state dict of VGGFace (VGG16), which adds the face term to
     `vgg`. Raises ValueError where a file is missing, is not what it should be, or is of no use.
     """
     if name == "vgg":
-        return _vgg(_vgg19_path(weights_dir), None if face_weights is None else Path(face_weights))
+        return _vgg(_vgg19_path(weights_dir), None if vggface is None else Path(vggface))
     if name == "lite":
-        for setting, value in (("weights_dir", weights_dir), ("face_weights", face_weights)):
+        for setting, value in (("weights_dir", weights_dir), ("vggface", vggface)):
             if value is not None:
                 raise ValueError(
                     f"{setting} is {value!r}, but the perceptual network lite has none"
@@ -105,8 +105,8 @@ def _vgg19_path(weights_dir: str | None) -> Path:
     if not path.is_file():
         raise ValueError(
             f"the perceptual network vgg needs {VGG19_FILE}, which is not in {folder}: get it from "
-            f"{VGG19_URL} and put it there, or choose the perceptual network lite, which needs no "
-            "download"
+            f"{VGG19_URL} and put it there, or set `--perceptual.name lite`, which needs "
+            "no download"
         )
     return path
 

@@ -33,7 +33,7 @@ def adversarial_loss(r_hat: Float[Tensor, " b"]) -> Float[Tensor, ""]:
     return -r_hat.float().mean()
 
 
-def feature_matching(
+def feature_matching_loss(
     fake: Sequence[Float[Tensor, "..."]], real: Sequence[Float[Tensor, "..."]]
 ) -> Float[Tensor, ""]:
     """L_FM: mean over the discriminator's blocks of the mean |fake - real|, real side fixed."""
@@ -51,7 +51,7 @@ def matching_loss(e: Float[Tensor, "b d"], w_i: Float[Tensor, "b d"]) -> Float[T
     return _l1(e, w_i)
 
 
-def hinge_discriminator(r: Float[Tensor, " b"], r_hat: Float[Tensor, " b"]) -> Float[Tensor, ""]:
+def hinge_loss(r: Float[Tensor, " b"], r_hat: Float[Tensor, " b"]) -> Float[Tensor, ""]:
     """L_DSC, equation 7: max(0, 1 + r_hat) + max(0, 1 - r), means over the batch."""
     return F.relu(1 + r_hat.float()).mean() + F.relu(1 - r.float()).mean()
 
