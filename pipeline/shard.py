@@ -16,7 +16,7 @@ import tarfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from typing import Any, Self
+from typing import Any
 
 from pipeline.config import FaceSpec
 from pipeline.sample import FIELDS, SCHEMA, Reject, Sample, to_fields
@@ -73,7 +73,7 @@ class Manifest:
         return json.dumps({"schema": SCHEMA, **asdict(self)}, indent=1, sort_keys=True).encode()
 
     @classmethod
-    def from_json(cls, data: bytes) -> Self:
+    def from_json(cls, data: bytes) -> "Manifest":
         """Read what `to_json` wrote; ValueError when it is something else."""
         try:
             facts = json.loads(data)
@@ -182,7 +182,7 @@ class Index:
         face: FaceSpec,
         config: Mapping[str, Any],
         provenance: Mapping[str, Any],
-    ) -> Self:
+    ) -> "Index":
         """Gather the manifests of a job's shards."""
         return cls(
             face=face,
@@ -238,7 +238,7 @@ class Index:
         write_file(folder, INDEX, json.dumps(facts, indent=1).encode())
 
     @classmethod
-    def load(cls, folder: str) -> Self:
+    def load(cls, folder: str) -> "Index":
         """Read a folder's index; ValueError says what is missing and which command makes it."""
         try:
             facts = json.loads(read_file(folder, INDEX))

@@ -4,7 +4,6 @@ import json
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Self
 
 import cv2
 import numpy as np
@@ -38,7 +37,7 @@ class Reporter:
             dynamic_ncols=True,
         )
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "Reporter":
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -135,7 +135,7 @@ def _generator_turn(
                     weights=config.loss,
                 )
             terms["matching"] = config.loss.matching * matching_loss(e, w)
-            meter = {name: term.detach() for name, term in terms.items()}
+            meter = _loss_meters(terms) | _shares(terms)
             if gauge:
                 meter |= _generator_gauges(learner, terms, x_hat, e, w, psi)
             (sum_terms(terms) / len(parts)).backward()
@@ -168,9 +168,7 @@ def _discriminator_turn(
             )
         (sum_terms(terms) / len(parts)).backward()
         rows.append((part.rows, w))
-        meters.append(
-            {name: term.detach() for name, term in terms.items()} | _score_gauges(r, r_hat)
-        )
+        meters.append(_loss_meters(terms) | _score_gauges(r, r_hat))
     report = _reduce(learner.discriminator_optimiser, rows, meters, world, turn="discriminator")
     learner.discriminator_optimiser.step()
     _update_rows(learner, rows, world)
@@ -238,6 +236,17 @@ def _update_rows(learner: Learner, rows: Rows, world: World) -> None:
     gradients = torch.cat([w.grad for _, w in rows if w.grad is not None])
     all_numbers, all_gradients = world.gather_pairs(numbers, gradients)
     learner.rows.update(all_numbers, all_gradients / world.size)
+
+
+def _loss_meters(terms: Terms) -> dict[str, Tensor]:
+    return {f"loss/{name}": term.detach() for name, term in terms.items()}
+
+
+def _shares(terms: Terms) -> dict[str, Tensor]:
+    """Return each weighted term's part of the sum of their sizes."""
+    sizes = {name: term.detach().abs() for name, term in terms.items()}
+    total = torch.stack(list(sizes.values())).sum()
+    return {f"share/{name}": size / total for name, size in sizes.items()}
 
 
 def _score_gauges(r: Float[Tensor, " b"], r_hat: Float[Tensor, " b"]) -> dict[str, Tensor]:
