@@ -6,7 +6,6 @@ A video's span is read at its place in the shard and checked before anything in 
 the frames that were drawn are decoded, and rasters are drawn anew from the stored landmarks.
 """
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +19,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from pipeline.rasterize import draw
+from pipeline.sample import decode_picture, read_facts
 from pipeline.shard import Index, VideoEntry, read_span, samples_in_span
+from pipeline.storage import StorageError
 from train.augment import View
 from train.order import (
     Visit,
@@ -159,7 +160,10 @@ class Shards:
                 "says so: build the shards again"
             )
         stored_px = self.index.face.image_px
-        seen = [_face(samples[number], stored_px, self.image_px, view) for number in numbers]
+        seen = [
+            _face(f"{entry.key}/{number:03d}", samples[number], stored_px, self.image_px, view)
+            for number in numbers
+        ]
         return Faces(
             frames=np.stack([frame for frame, _ in seen]),
             rasters=np.stack([draw(points, self.image_px) for _, points in seen]),
@@ -231,7 +235,10 @@ class _Pixels(NamedTuple):
     keys: tuple[str, ...]
 
 
-class _Visits(Dataset[_Pixels]):
+_Read = _Pixels | ValueError | StorageError
+
+
+class _Visits(Dataset[_Read]):
     """Visits by number; the order is the sampler's."""
 
     def __init__(self, shards: Shards, *, num_sources: int, seed: int, augment: bool) -> None:
@@ -244,24 +251,26 @@ class _Visits(Dataset[_Pixels]):
     def visit(self, number: int) -> Visit:
         return visit(number, frames=self.frames, num_sources=self.num_sources, seed=self.seed)
 
-    def __getitem__(self, number: int) -> _Pixels:
+    def __getitem__(self, number: int) -> _Read:
         drawn = self.visit(number)
         entry = self.shards.train[drawn.video]
         view = View.draw(self.seed, number, self.shards.image_px) if self.augment else None
-        faces = self.shards.read(entry, [*drawn.sources, drawn.target], view)
+        try:
+            faces = self.shards.read(entry, [*drawn.sources, drawn.target], view)
+        except (ValueError, StorageError) as error:
+            return error  # raised where the batch is asked for, not under a worker's traceback
         return _pixels(faces, drawn.video, entry.key)
 
 
 def _face(
-    fields: dict[str, bytes], stored_px: int, image_px: int, view: View | None
+    key: str, fields: dict[str, bytes], stored_px: int, image_px: int, view: View | None
 ) -> tuple[UInt8[np.ndarray, "p p 3"], Float32[np.ndarray, "68 2"]]:
     """Decode one sample's frame and landmarks at `image_px`, seen in `view`."""
-    frame = cv2.imdecode(np.frombuffer(fields["jpg"], np.uint8), cv2.IMREAD_COLOR)
-    points = np.array(json.loads(fields["json"])["landmarks"], np.float32)
+    frame = decode_picture(fields["jpg"], f"{key}.jpg")
+    points = np.array(read_facts(key, fields["json"])["landmarks"], np.float32)
     if image_px != stored_px:
         frame = cv2.resize(frame, (image_px, image_px), interpolation=cv2.INTER_AREA)
         points = points * np.float32(image_px / stored_px)
-    frame = cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)
     if view is None:
         return frame, points
     return view.of_frame(frame), view.of_points(points, image_px)
@@ -276,17 +285,24 @@ def _pixels(faces: Faces, row: int, key: str) -> _Pixels:
     )
 
 
-def _collate(read: Sequence[_Pixels]) -> _Pixels:
+def _collate(visits: Sequence[_Read]) -> _Read:
+    pixels = []
+    for read in visits:
+        if not isinstance(read, _Pixels):
+            return read
+        pixels.append(read)
     return _Pixels(
-        rows=torch.cat([pixels.rows for pixels in read]),
-        frames=torch.cat([pixels.frames for pixels in read]),
-        rasters=torch.cat([pixels.rasters for pixels in read]),
-        keys=tuple(key for pixels in read for key in pixels.keys),
+        rows=torch.cat([p.rows for p in pixels]),
+        frames=torch.cat([p.frames for p in pixels]),
+        rasters=torch.cat([p.rasters for p in pixels]),
+        keys=tuple(key for p in pixels for key in p.keys),
     )
 
 
-def _to_batch(pixels: _Pixels, device: torch.device) -> VisitBatch:
+def _to_batch(pixels: _Read, device: torch.device) -> VisitBatch:
     """Move bytes to the device, then convert there; the last frame of a visit is its target."""
+    if not isinstance(pixels, _Pixels):
+        raise type(pixels)(str(pixels))
     x = to_tensor(pixels.frames.to(device, non_blocking=True))
     y = to_tensor(pixels.rasters.to(device, non_blocking=True))
     return VisitBatch(
