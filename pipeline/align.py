@@ -14,7 +14,7 @@ import importlib.util
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import cv2
 import numpy as np
@@ -56,6 +56,7 @@ class Landmarks:
         )
 
 
+@runtime_checkable
 class Aligner(Protocol):
     """A landmark backend. backend, detector and weights_sha256 say which, for the record."""
 
