@@ -2,8 +2,9 @@
 
     segment -> frames -> landmarks -> [crop] -> raster -> sample -> shard
 
-One square a segment, so the picture stays put while the head moves in it. The square is set from the landmarks
-alone, never from a detector's box: what training sees and what a user's own video gives are framed alike.
+One square a segment, so the picture stays put while the head moves in it. The square is set from
+the landmarks alone, never from a detector's box: what training sees and what a user's own video
+gives are framed alike.
 """
 
 from typing import NamedTuple
@@ -13,7 +14,8 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 LIFT = 0.16
-"""How far the square's centre lies above the landmarks', in sides of their box: hair is above them."""
+"""How far the square's centre lies above the landmarks', in sides of their box: hair is above
+them."""
 
 TRIM = 24
 """One frame in this many may be wrong at each edge of the square without moving it."""
@@ -30,9 +32,9 @@ class Square(NamedTuple):
 def square_of(points: Float[np.ndarray, "n 68 2"], margin: float) -> Square:
     """Frame a head by the landmarks of its segment.
 
-    Takes the union of the frames' landmark boxes, without the n // 24 outermost at each edge, so that one bad
-    frame doesn't decide it; pads the longer side by `margin` of itself at each end; and moves it up, since
-    landmarks end at the brows.
+    Takes the union of the frames' landmark boxes, without the n // 24 outermost at each edge, so
+    that one bad frame doesn't decide it; pads the longer side by `margin` of itself at each end;
+    and moves it up, since landmarks end at the brows.
     """
     if len(points) == 0:
         raise ValueError("A crop needs the landmarks of at least one frame, and got none.")
@@ -49,9 +51,10 @@ def square_of(points: Float[np.ndarray, "n 68 2"], margin: float) -> Square:
 def crop(
     frame: UInt8[np.ndarray, "h w 3"], square: Square, image_px: int
 ) -> UInt8[np.ndarray, "p p 3"]:
-    """Cut the square out of the frame and resize it to image_px; the picture's edge fills what lies outside.
+    """Cut the square out of the frame and resize it to image_px.
 
-    Resizing is by area when shrinking and cubic when growing.
+    What lies outside the frame is filled with the pixels of its edge. Resizing is by area when
+    shrinking and cubic when growing.
     """
     rows = np.arange(square.top, square.top + square.side).clip(0, frame.shape[0] - 1)
     columns = np.arange(square.left, square.left + square.side).clip(0, frame.shape[1] - 1)

@@ -131,9 +131,8 @@ def read_faces(
     if videos:
         files = tuple(Segment(path=str(video), name=safe_id(video.stem)) for video in videos)
         name = safe_id(path.stem)
-        decoded, _ = decode_video(
-            Video(person=name, video=name, split="", segments=files), wanted, config
-        )
+        video = Video(person=name, video=name, split="", segments=files)
+        decoded = decode_video(video, wanted, config).segments
         if isinstance(decoded, Reject):
             return decoded
         segments += decoded

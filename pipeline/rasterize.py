@@ -2,12 +2,13 @@
 
     segment -> frames -> landmarks -> [raster] -> sample -> shard
 
-The drawing is the authors': open and closed lines of 2 px on black (Zakharov et al. 2019; the colours of
-their latent-pose release). Wherever a raster is needed, `draw` makes it: for the shards, for smaller
-presets, for fine-tuning and for driving.
+The drawing is the authors': open and closed lines of 2 px on black (Zakharov et al. 2019; the
+colours of their latent-pose release). Wherever a raster is needed, `draw` makes it: for the shards,
+for smaller presets, for fine-tuning and for driving.
 
-Coordinates here and everywhere in `pipeline` are continuous: a picture of w x h pixels spans [0, w] x [0, h]
-and the centre of its first pixel is (0.5, 0.5). So points go from one size to another by a multiplication.
+Coordinates here and everywhere in `pipeline` are continuous: a picture of w x h pixels spans [0, w]
+x [0, h] and the centre of its first pixel is (0.5, 0.5). So points go from one size to another by a
+multiplication.
 """
 
 import hashlib
@@ -25,7 +26,7 @@ MAX_COORDINATE_PX = 4096.0  # beyond it nothing can show, and OpenCV's fixed poi
 
 
 class Stroke(NamedTuple):
-    """One line of the face: points [first, last] joined in order, the last to the first if closed."""
+    """One line: points first to last joined in order, and the last to the first if closed."""
 
     name: str
     first: int
@@ -54,16 +55,16 @@ def round_points(points: Shaped[np.ndarray, "*shape 2"]) -> Float[np.ndarray, "*
 
 
 def line_px(image_px: int) -> int:
-    """Give the line width at a picture size: 2 px at 256, in proportion elsewhere, never below 1."""
+    """Give the line width for a picture size: 2 px at 256, elsewhere in proportion, at least 1."""
     return max(1, round(REFERENCE_LINE_PX * image_px / REFERENCE_PX))
 
 
 def draw(points: Float[np.ndarray, "68 2"], image_px: int) -> UInt8[np.ndarray, "p p 3"]:
     """Draw 68 points, given in pixels of the picture, as an RGB raster of image_px x image_px.
 
-    Coordinates are first rounded to 1/8 px, and OpenCV then works in integers, so equal landmarks give
-    equal bytes. Lines are not antialiased: every pixel is black or a colour of the table. Points may
-    lie outside the picture; their lines are cut at its border.
+    Coordinates are first rounded to 1/8 px, and OpenCV then works in integers, so equal landmarks
+    give equal bytes. Lines are not antialiased: every pixel is black or a colour of the table.
+    Points may lie outside the picture; their lines are cut at its border.
     """
     if not np.isfinite(points).all():
         raise ValueError(
