@@ -21,8 +21,10 @@ BATCH_NORM_EPS = 1e-3
 
 # The last block of each size of map: a half, quarter, eighth, sixteenth and thirty-second.
 LITE0_TAPS = (0, 2, 4, 10, 15)
-LITE0_DEVIATIONS = (1.0, 1.0, 1.0, 1.0, 1.0)
-LITE0_WEIGHTS = tuple(1 / deviation for deviation in LITE0_DEVIATIONS)
+# Mean absolute deviation of those outputs from their channel's mean, on 87 cropped faces of 28
+# people at 128 px (at 64 px the first four are a sixth larger, at 256 px a sixth smaller). The
+# content loss divides by it, so that every layer weighs the same.
+LITE0_DEVIATIONS = (4.04, 5.88, 5.94, 5.92, 1.63)
 
 
 class SameConv2d(nn.Conv2d):

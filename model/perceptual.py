@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from model.efficientnet import LITE0_TAPS, LITE0_WEIGHTS, EfficientNetLite0, folded_state
+from model.efficientnet import LITE0_DEVIATIONS, LITE0_TAPS, EfficientNetLite0, folded_state
 from model.vgg import VGG, VGG16_CONVS, VGG19_CONVS, vgg_state
 
 Features = tuple[Float[Tensor, "b _ _ _"], ...]
@@ -95,7 +95,7 @@ def _vgg(path: Path, face_path: Path | None) -> Perceptual:
 def _lite(path: Path) -> Perceptual:
     network = EfficientNetLite0()
     _load(network, folded_state(_read(path)), path)
-    weights = tuple(weight / len(LITE0_TAPS) for weight in LITE0_WEIGHTS)
+    weights = tuple(1 / (len(LITE0_TAPS) * deviation) for deviation in LITE0_DEVIATIONS)
     return Perceptual("lite", [network], weights, {path.name: _sha256(path)})
 
 

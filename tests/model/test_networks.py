@@ -151,7 +151,9 @@ def test_the_last_gamma_scales_the_last_norm():
     psi = generator.psi(torch.ones(1, 24)).detach()
     psi[:, -16:] = 0  # beta and gamma of the norm before the last convolution
     flat = generator(picture(1), psi)
-    torch.testing.assert_close(flat, torch.tanh(generator.last.bias).view(1, 3, 1, 1).expand_as(flat))
+    torch.testing.assert_close(
+        flat, torch.tanh(generator.last.bias).view(1, 3, 1, 1).expand_as(flat)
+    )
 
 
 def test_landmarks_pass_where_the_embedding_is_zero():
@@ -171,7 +173,9 @@ def test_the_score_is_linear_in_the_row():
     score = lambda row: discriminator(x, y, row)[0]  # noqa: E731
     zero = score(torch.zeros_like(w_i))
     torch.testing.assert_close(score(3 * w_i) - zero, 3 * (score(w_i) - zero))
-    torch.testing.assert_close(score(-discriminator.w0.expand_as(w_i)), discriminator.b.expand(BATCH))
+    torch.testing.assert_close(
+        score(-discriminator.w0.expand_as(w_i)), discriminator.b.expand(BATCH)
+    )
 
 
 def test_the_score_gain_multiplies_the_score_alone():
@@ -211,7 +215,9 @@ def test_state_goes_through_a_file_and_back(network: type, tmp_path):
 def test_orthogonal_weights_start_without_bias():
     config = ModelConfig(**{**vars(MINIATURE), "init": "orthogonal"})
     discriminator, generator = build(Discriminator, config), build(Generator, config)
-    assert all(bias.eq(0).all() for name, bias in discriminator.named_parameters() if "bias" in name)
+    assert all(
+        bias.eq(0).all() for name, bias in discriminator.named_parameters() if "bias" in name
+    )
     gammas = [part.chunk(2)[1] for part in generator.P.bias.split(generator.psi_sizes)]
     assert all(gamma.eq(1).all() for gamma in gammas)
 
