@@ -125,20 +125,20 @@ def read_faces(
     """
     require_aligner(spec, aligner)
     path = Path(path)
+    name = safe_id(path.stem)
     photos, videos = find_media(path)
     wanted = math.ceil(num_frames * config.oversample)
     segments = [_read_photo(photos[i], config) for i in evenly(len(photos), wanted)]
     if videos:
         files = tuple(Segment(path=str(video), name=safe_id(video.stem)) for video in videos)
-        name = safe_id(path.stem)
         video = Video(person=name, video=name, split="", segments=files)
         decoded = decode_video(video, wanted, config).segments
         if isinstance(decoded, Reject):
             return decoded
         segments += decoded
     return faces_of(
-        safe_id(path.stem),
-        safe_id(path.stem),
+        name,
+        name,
         "",
         segments,
         aligner.landmarks_of([segment.pixels for segment in segments]),
@@ -161,8 +161,7 @@ def require_aligner(spec: FaceSpec, aligner: Aligner) -> None:
 
 
 def find_media(path: Path) -> tuple[list[Path], list[Path]]:
-    """List the photos and the videos that a path stands for; raises ValueError if there are
-    none."""
+    """List the photos and videos that a path stands for; raises ValueError if there are none."""
     if not path.exists():
         raise ValueError(
             f"There is no file or folder {path}. Expected a video, a photo or a folder."
