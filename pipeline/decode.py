@@ -37,9 +37,6 @@ sooner, so a nearer one is reached sooner by decoding on."""
 SEEK_STEPS_S = (0.0, 1.0, 15.0)
 """How much earlier to try when a seek landed behind its target, as loose indices make it do."""
 
-REPEAT_LEVELS = 8
-"""A frame in which no pixel differs by more than this from the one before shows nothing new."""
-
 MIN_READABLE = 0.5
 """A damaged file that shows less than this share of its wanted times is lost as a whole."""
 
@@ -109,14 +106,11 @@ def iter_frames(
                 yield convert(item[0]), item[1]
 
 
-def decode_video(
-    video: Video, wanted: int, config: DecodeConfig, root: str = "", min_frames: int = 1
-) -> Decoded:
+def decode_video(video: Video, wanted: int, config: DecodeConfig, root: str = "") -> Decoded:
     """Take `wanted` frames, spread evenly over the length of all of a video's files.
 
-    Frames that only repeat the one before are left out; fewer than min_frames are a Reject. root is
-    the folder that the segments' paths are relative to. Raises StorageError when reading failed for
-    the storage's sake.
+    Fewer where the video has fewer. root is the folder that the segments' paths are relative to.
+    Raises StorageError when reading failed for the storage's sake.
     """
     lengths, damaged = _lengths(video, root)
     segments: list[SegmentFrames] = []
@@ -127,12 +121,8 @@ def decode_video(
         if fault:
             damaged.append(_damage(video, whole, fault))
         segments += _part(frames, cut(whole, lengths[whole], config.segment_s))
-    num_frames = sum(len(s.pts_s) for s in segments)
-    if num_frames >= max(1, min_frames):
-        return Decoded(segments=tuple(segments), damaged=tuple(damaged))
-    return Decoded(
-        segments=_too_few(video, num_frames, min_frames, damaged), damaged=tuple(damaged)
-    )
+    outcome = tuple(segments) or _nothing(video, damaged)
+    return Decoded(segments=outcome, damaged=tuple(damaged))
 
 
 def _lengths(video: Video, root: str) -> tuple[dict[Segment, float], list[Reject]]:
@@ -151,13 +141,11 @@ def _damage(video: Video, whole: Segment, reason: str) -> Reject:
     return Reject(id=f"{video.key}/{whole.name}", stage="decode", reason=reason)
 
 
-def _too_few(video: Video, num_frames: int, min_frames: int, damaged: Sequence[Reject]) -> Reject:
-    """Say why a video gave too few frames: what is wrong with its files, else how many there were."""
-    if damaged:
-        more = f" ({len(damaged)} files of {len(video.segments)})" if len(damaged) > 1 else ""
-        return Reject(id=video.key, stage="decode", reason=damaged[0].reason + more)
-    reason = f"{num_frames} distinct frames, and min_frames is {min_frames}"
-    return Reject(id=video.key, stage="decode", reason=reason)
+def _nothing(video: Video, damaged: Sequence[Reject]) -> Reject:
+    """Say why a video gave no frame."""
+    reason = damaged[0].reason if damaged else "no frame in the file"
+    more = f" (so are {len(damaged) - 1} other files)" if len(damaged) > 1 else ""
+    return Reject(id=video.key, stage="decode", reason=reason + more)
 
 
 def _address(root: str, path: str) -> str:
@@ -358,11 +346,11 @@ def screen_size(
 def _part(
     frames: Sequence[tuple[UInt8[np.ndarray, "h w 3"], float]], parts: Sequence[Segment]
 ) -> list[SegmentFrames]:
-    """Deal a file's frames to its segments by their pts, without those that show nothing new."""
+    """Deal a file's frames to its segments by their pts."""
     dealt = []
     for part in parts:
         end_s = math.inf if part.end_s is None else part.end_s
-        inside = _distinct([f for f in frames if part.start_s <= f[1] < end_s])
+        inside = [f for f in frames if part.start_s <= f[1] < end_s]
         if inside:
             dealt.append(
                 SegmentFrames(
@@ -373,19 +361,6 @@ def _part(
                 )
             )
     return dealt
-
-
-def _distinct(
-    frames: Sequence[tuple[UInt8[np.ndarray, "h w 3"], float]],
-) -> list[tuple[np.ndarray, float]]:
-    """Leave out frames that repeat the last one that was kept: a frozen picture is one frame."""
-    kept: list[tuple[np.ndarray, float]] = []
-    for pixels, pts_s in frames:
-        # Every fourth pixel each way tells as much at a sixteenth of the price.
-        thin = pixels[::4, ::4].astype(np.int16)
-        if not kept or np.abs(thin - kept[-1][0][::4, ::4]).max() > REPEAT_LEVELS:
-            kept.append((pixels, pts_s))
-    return kept
 
 
 @contextlib.contextmanager

@@ -214,12 +214,13 @@ def outside_longest_shot(
     A run ends where the face's box leaves the one before it, or where the whole picture changes. Of
     equally long runs the first is kept.
     """
-    boxes = np.concatenate([points.min(axis=1), points.max(axis=1)], axis=1)
+    corners = np.concatenate([points.min(axis=1), points.max(axis=1)], axis=1)
+    boxes = [tuple(box) for box in corners.tolist()]
     thumbs = [_thumb(frame) for frame in pixels]
     breaks = [
         i
         for i in range(1, len(pixels))
-        if overlap(tuple(boxes[i - 1]), tuple(boxes[i])) < SAME_FACE_IOU
+        if overlap(boxes[i - 1], boxes[i]) < SAME_FACE_IOU
         or _correlation(thumbs[i - 1], thumbs[i]) < CUT_CORRELATION
     ]
     edges = [0, *breaks, len(pixels)]

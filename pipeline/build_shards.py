@@ -1,0 +1,253 @@
+"""Raw video -> shards, on one machine or on a Ray cluster.
+
+    python pipeline/build_shards.py --input VIDEOS --output SHARDS
+    ray submit cluster.yaml pipeline/build_shards.py --input s3://B/videos --output s3://B/shards
+
+Finds the faces and landmarks of the people in a folder of videos, and writes them as WebDataset
+shards with an index. The same command again finishes what is missing. What is built is a function of
+the videos and the settings alone: the same bytes on any number of machines, after any number of kills.
+"""
+
+import dataclasses
+import functools
+import json
+import logging
+import signal
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+import tyro
+from ray.data import ActorPoolStrategy, DataContext, Datasink
+from ray.data.block import Block, BlockAccessor
+from rich.console import Console
+
+from pipeline import ledger, stages
+from pipeline.align import make_aligner
+from pipeline.config import BuildConfig, FaceSpec
+from pipeline.faces import face_spec
+from pipeline.plan import Plan, Shard, find_videos, make_plan
+from pipeline.progress import Watch, summary
+from pipeline.shard import Index, Manifest, write_shard
+from pipeline.stages import Align, Work
+
+Row = dict[str, Any]
+"""What travels through the graph: {"work": Work}, one shard's work, in a block of its own."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resources:
+    """What the stages reserve of the cluster: the only resource numbers of the job."""
+
+    num_aligners: int
+    aligner_cpus: float
+    aligner_gpus: float
+    task_cpus: float
+    device: str
+
+    @classmethod
+    def of(cls, cluster: Mapping[str, float], config: BuildConfig) -> "Resources":
+        """Divide a cluster so that aligners can't take every CPU: decoding would wait for ever."""
+        num_cpus, num_gpus = max(1, int(cluster.get("CPU", 1))), int(cluster.get("GPU", 0))
+        may_use_gpu = config.align.backend == "fan" and config.align.device != "cpu"
+        if may_use_gpu and (num_gpus or config.align.device == "cuda"):
+            # A network fills a GPU by itself and takes next to no CPU, which decoding needs whole.
+            return cls(
+                num_aligners=max(1, num_gpus),
+                aligner_cpus=0,
+                aligner_gpus=1,
+                task_cpus=1,
+                device="cuda",
+            )
+        # An aligner a core, holding half of it, leaves half for a task of another stage: whichever
+        # has work takes the core, and neither keeps the other from starting.
+        return cls(
+            num_aligners=num_cpus, aligner_cpus=0.5, aligner_gpus=0, task_cpus=0.5, device="cpu"
+        )
+
+
+def run_graph(
+    shards: Sequence[Shard], config: BuildConfig, spec: FaceSpec, resources: Resources
+) -> "ShardSink":
+    """Build the shards. Every stage is 1:1, and one row is one shard."""
+    settings = DataContext.get_current()
+    settings.target_max_block_size = None  # a row is never split
+    settings.enable_progress_bars = False  # Watch shows videos and rejects instead of blocks
+
+    # 1. plan: the shards to be built, a few kB each.
+    rows = [{"work": Work(shard=shard)} for shard in shards]
+    work = ray.data.from_items(rows, override_num_blocks=len(rows))
+
+    # 2. decode: a shard's videos -> their candidate frames, up to a few hundred MB.
+    work = work.map(functools.partial(decode, config=config), num_cpus=resources.task_cpus)
+
+    # 3. align: frames -> their landmarks, by actors that keep the network loaded.
+    work = work.map(
+        AlignActor,
+        fn_constructor_args=(dataclasses.replace(config.align, device=resources.device),),
+        num_cpus=resources.aligner_cpus,
+        num_gpus=resources.aligner_gpus,
+        compute=ActorPoolStrategy(size=min(resources.num_aligners, len(rows))),
+    )
+
+    # 4. draw: frames and landmarks -> samples; Ray fuses it with the writing into one task.
+    work = work.map(functools.partial(draw, config=config, spec=spec), num_cpus=resources.task_cpus)
+
+    # 5. write: samples -> a tar and its manifest in the output folder.
+    sink = ShardSink(config.output, config.jpeg_quality)
+    work.write_datasink(sink, ray_remote_args={"num_cpus": resources.task_cpus})
+    return sink
+
+
+def decode(row: Row, config: BuildConfig) -> Row:
+    """Decode a shard's videos, in a child process of this worker."""
+    return {"work": stages.decode(row["work"], config)}
+
+
+class AlignActor:
+    """Holds a landmark backend."""
+
+    def __init__(self, config: Any) -> None:
+        self._align = Align(config)
+
+    def __call__(self, row: Row) -> Row:
+        """Align a shard's frames."""
+        work = row["work"]
+        return {"work": work if work.failed else self._align(work)}
+
+
+def draw(row: Row, config: BuildConfig, spec: FaceSpec) -> Row:
+    """Turn a shard's frames into samples."""
+    work = row["work"]
+    return {"work": work if work.failed else stages.draw(work, config, spec)}
+
+
+class ShardSink(Datasink[list[Work]]):
+    """Writes shards. Repeating a write is harmless: names and bytes depend on the work alone."""
+
+    def __init__(self, folder: str, jpeg_quality: int) -> None:
+        self.finished: list[Work] = []
+        """In the driver, at the end: what each shard cost, and which have failed."""
+        self._folder = folder
+        self._jpeg_quality = jpeg_quality
+
+    def write(self, blocks: Iterable[Block], ctx: Any) -> list[Work]:  # noqa: ARG002
+        """Write the shards of some blocks, in a worker."""
+        rows = (row for block in blocks for row in BlockAccessor.for_block(block).iter_rows(True))
+        return [stages.write(row["work"], self._folder, self._jpeg_quality) for row in rows]
+
+    def on_write_complete(self, write_result: Any) -> None:
+        """Take in what the workers returned, in the driver."""
+        self.finished = [work for works in write_result.write_returns for work in works]
+
+
+def connect(config: BuildConfig) -> None:
+    """Join the cluster that runs here, else start a Ray of our own."""
+    quiet = {"logging_level": logging.ERROR, "log_to_driver": True}
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
+    if config.ray_address != "local":
+        try:
+            ray.init(address=config.ray_address, **quiet)
+            return
+        except ConnectionError:
+            if config.ray_address != "auto":
+                raise ValueError(
+                    f"No Ray cluster answers at {config.ray_address}. Give --ray-address local."
+                ) from None
+    ray.init(address="local", num_cpus=config.num_cpus, include_dashboard=False, **quiet)
+
+
+def build(config: BuildConfig, plan: Plan, console: Console) -> int:
+    """Build what is missing and close the build; returns the exit status."""
+    connect(config)
+    cluster = ray.cluster_resources()
+    resources = Resources.of(cluster, config)
+    # The weights are on every node; the driver reads them for their sha256 and needs no GPU for it.
+    spec = face_spec(make_aligner(dataclasses.replace(config.align, device="cpu")), config.crop)
+    record = ledger.record_of(plan, config, spec, resources.device)
+    ledger.claim(config.output, record)
+    done = ledger.read_done(config.output, plan)
+    shards = ledger.pending(plan, done, config.retry_rejects)
+    ledger.reopen(config.output, shards)
+    done = {name: m for name, m in done.items() if name not in {s.name for s in shards}}
+    if done:
+        console.print(f"{len(done)} of {len(plan.shards)} shards are done already.")
+
+    started_s = time.monotonic()
+    finished: Sequence[Work] = ()
+    if shards:
+        read_done = functools.partial(ledger.read_done, config.output, plan)
+        with Watch(console, done, len(plan.shards), read_done):
+            finished = run_graph(shards, config, spec, resources).finished
+        done = ledger.read_done(config.output, plan, done)
+    wall_s = time.monotonic() - started_s
+
+    failed = [work for work in finished if work.failed]
+    missing = [shard.name for shard in plan.shards if shard.name not in done]
+    if missing:
+        for work in failed:
+            console.print(f"{work.shard.name}: {work.failed}", soft_wrap=True)
+        console.print(f"{len(missing)} shards are not done. The same command tries them again.")
+        return 1
+    index = ledger.close(config.output, plan, done, record)
+    cpu_s = sum((Counter(work.cpu_s) for work in finished), Counter())
+    num_videos = sum(len(work.shard.videos) for work in finished)
+    console.print(summary(index, cpu_s, num_videos, wall_s, cluster.get("CPU", 1)))
+    return conclude(config, index, console)
+
+
+def conclude(config: BuildConfig, index: Index, console: Console) -> int:
+    """Print what was written; the exit status says whether too much was rejected."""
+    for path in ledger.written(config.output):
+        print(path)
+    rate = index.totals["rejected"] / index.totals["planned"]
+    if rate <= config.max_reject_rate:
+        return 0
+    console.print(
+        f"{rate:.0%} of the videos were rejected, more than max_reject_rate "
+        f"({config.max_reject_rate:.0%}): see rejects.jsonl. The shards are whole; if the rejects "
+        "are right, raise --max-reject-rate.",
+        soft_wrap=True,
+    )
+    return 1
+
+
+def verify(config: BuildConfig, console: Console) -> int:
+    """Compare all that was written with its index."""
+    problems = ledger.verify(config.output)
+    for problem in problems:
+        console.print(problem, soft_wrap=True)
+    if problems:
+        console.print("Delete the files named, and run the build again without --verify.")
+        return 1
+    console.print(f"{config.output} is as its index says.")
+    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Read the flags and build; returns the exit status."""
+    config = tyro.cli(BuildConfig, args=argv, description=__doc__)
+    console = Console(stderr=True)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.default_int_handler)
+    try:
+        if config.verify:
+            return verify(config, console)
+        plan = make_plan(find_videos(config.input), config)
+        console.print_json(json.dumps(dataclasses.asdict(config)))
+        console.print(", ".join(f"{n:,} {what}" for what, n in plan.describe().items()))
+        return 0 if config.dry_run else build(config, plan, console)
+    except KeyboardInterrupt:
+        console.print("Stopped. What is finished stays; the same command goes on from there.")
+        return 130
+    except (ValueError, RuntimeError, OSError) as error:
+        console.print(f"[red]error:[/] {error}", soft_wrap=True, highlight=False)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,237 @@
+"""What an output folder holds: whose it is, which of its shards are done, and whether they are sound.
+
+The folder itself is the record. `build.json` says which job it belongs to, each shard's manifest that
+the shard is done, and `index.json` that all are. A rerun reads these and does the rest.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from typing import Any
+
+import av
+
+from pipeline.config import BuildConfig, FaceSpec
+from pipeline.plan import Plan, Shard
+from pipeline.sample import FIELDS, SCHEMA
+from pipeline.shard import (
+    INDEX,
+    REJECTS,
+    Index,
+    Manifest,
+    ShardEntry,
+    VideoEntry,
+    manifest_name,
+    samples_in_span,
+    tar_name,
+)
+from pipeline.storage import join, list_files, read_file, remove_file, sweep, write_file
+
+RECORD = "build.json"
+
+LIBRARIES = {
+    "fan": ("face-alignment", "torch", "torchvision"),
+    "dlib": ("dlib-bin",),
+    "null": (),
+}
+"""What decides a backend's points, beside its weights."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """All that decides the bytes of a job's shards, settings and surroundings."""
+
+    plan: Mapping[str, Any]
+    config: Mapping[str, Any]
+    face: FaceSpec
+    libraries: Mapping[str, str]
+
+    def to_json(self) -> bytes:
+        """Turn it into the bytes of build.json."""
+        return json.dumps({"schema": SCHEMA, **asdict(self)}, indent=1, sort_keys=True).encode()
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """Say where shards come from: for the index."""
+        return {"plan_sha256": self.plan["sha256"], "libraries": dict(self.libraries)}
+
+
+def record_of(plan: Plan, config: BuildConfig, face: FaceSpec, device: str) -> Record:
+    """Write down the job."""
+    libraries = {
+        name: metadata.version(name)
+        for name in ("av", "numpy", "opencv-python", *LIBRARIES[config.align.backend])
+    }
+    libraries["libavcodec"] = ".".join(map(str, av.library_versions["libavcodec"]))
+    return Record(
+        plan={**plan.describe(), "sha256": plan.sha256},
+        config={**deciding(config), "device": device},
+        face=face,
+        libraries=libraries,
+    )
+
+
+def deciding(config: BuildConfig) -> dict[str, Any]:
+    """Take the settings that decide the content of shards."""
+    return {
+        "seed": config.seed,
+        "train_frames": config.train_frames,
+        "val_frames": config.val_frames,
+        "min_frames": config.min_frames,
+        "val_fraction": config.val_fraction,
+        "jpeg_quality": config.jpeg_quality,
+        "image_px": config.crop.image_px,
+        "decode_px": config.decode.decode_px,
+        "segment_s": config.decode.segment_s,
+        "oversample": config.decode.oversample,
+    }
+
+
+def claim(folder: str, record: Record) -> None:
+    """Make the folder this job's, or raise ValueError saying whose it is or what has changed."""
+    names = set(list_files(folder))
+    if RECORD not in names:
+        foreign = sorted(n for n in names if n == INDEX or n.endswith(".tar"))
+        if foreign:
+            raise ValueError(
+                f"{folder} holds {foreign[0]} but no {RECORD}: it isn't the output of this program, "
+                "or not all of it. Give another --output."
+            )
+        write_file(folder, RECORD, record.to_json())
+        return
+    before = json.loads(read_file(folder, RECORD))
+    changes = list(_changes(before, json.loads(record.to_json())))
+    if changes:
+        raise ValueError(
+            f"{folder} belongs to another build: {'; '.join(changes)}. "
+            "Give another --output, or the settings and videos it was begun with."
+        )
+    sweep(folder)
+
+
+def _changes(before: Any, now: Any, name: str = "") -> Iterator[str]:
+    """Name the leaves in which two records differ."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        for key in sorted(before.keys() | now.keys()):
+            yield from _changes(before.get(key), now.get(key), f"{name}.{key}" if name else key)
+    elif before != now:
+        yield f"{name} was {before}, is {now}"
+
+
+def read_done(
+    folder: str, plan: Plan, known: Mapping[str, Manifest] | None = None
+) -> dict[str, Manifest]:
+    """Read the manifests of the shards that are done, by name, but for those already known.
+
+    A shard is done when its manifest accounts for all of its planned videos and its tar has the
+    manifest's size.
+    """
+    sizes = list_files(folder)
+    done = dict(known or {})
+    waiting = [s for s in plan.shards if s.name not in done and manifest_name(s.name) in sizes]
+    with ThreadPoolExecutor(16) as pool:
+        for shard, manifest in zip(
+            waiting, pool.map(lambda shard: _manifest(folder, shard, sizes), waiting), strict=True
+        ):
+            if manifest is not None:
+                done[shard.name] = manifest
+    return done
+
+
+def _manifest(folder: str, shard: Shard, sizes: Mapping[str, int]) -> Manifest | None:
+    """Read a shard's manifest, None if it doesn't hold for the shard and its tar."""
+    try:
+        manifest = Manifest.from_json(read_file(folder, manifest_name(shard.name)))
+    except (ValueError, FileNotFoundError):
+        return None
+    accounted = {v.key for v in manifest.videos} | {r.id for r in manifest.rejects}
+    is_whole = sizes.get(tar_name(shard.name), 0) == manifest.num_bytes
+    return manifest if is_whole and accounted == {v.key for v in shard.videos} else None
+
+
+def pending(plan: Plan, done: Mapping[str, Manifest], retry_rejects: bool) -> list[Shard]:
+    """List the shards still to be built: those not done and, if wanted, those with rejects."""
+    return [
+        shard
+        for shard in plan.shards
+        if shard.name not in done
+        or (retry_rejects and (done[shard.name].rejects or done[shard.name].lost_segments))
+    ]
+
+
+def reopen(folder: str, shards: Sequence[Shard]) -> None:
+    """Take back that these shards are done, and that the whole is, before they are built."""
+    present = list_files(folder)
+    names = [INDEX, REJECTS, *(manifest_name(s.name) for s in shards)]
+    for name in names if shards else ():
+        if name in present:
+            remove_file(folder, name)
+
+
+def close(folder: str, plan: Plan, done: Mapping[str, Manifest], record: Record) -> Index:
+    """Write the index of a build whose shards are all done; each planned video is accounted for."""
+    index = Index.of(list(done.values()), record.face, record.config, record.provenance)
+    assert index.totals["planned"] == plan.num_videos, "a planned video is unaccounted for"
+    index.save(folder)
+    sweep(folder)
+    return index
+
+
+def verify(folder: str) -> list[str]:
+    """Read everything again, compare it with the index, and list what is wrong."""
+    index = Index.load(folder)
+    sizes = list_files(folder)
+    expected = {tar_name(s.name) for s in index.shards}
+    problems = [
+        f"{name} is not in the index: a copy, or of another build"
+        for name in sorted(sizes)
+        if name.endswith(".tar") and name not in expected
+    ]
+    spans: dict[str, list[VideoEntry]] = {s.name: [] for s in index.shards}
+    for video in index.videos:
+        spans.setdefault(video.shard, []).append(video)
+    problems += [f"{name}.tar is missing in the index" for name in spans.keys() - set(spans)]
+    with ThreadPoolExecutor(4) as pool:
+        for found in pool.map(lambda s: list(_faults(folder, s, spans[s.name])), index.shards):
+            problems += found
+    return problems
+
+
+def _faults(folder: str, shard: ShardEntry, videos: Sequence[VideoEntry]) -> Iterator[str]:
+    """Compare one tar, and each video in it, with the index."""
+    name = tar_name(shard.name)
+    try:
+        data = read_file(folder, name)
+    except FileNotFoundError:
+        yield f"{name} is missing"
+        return
+    if hashlib.sha256(data).hexdigest() == shard.sha256 and len(data) == shard.num_bytes:
+        yield from (fault for video in videos for fault in _miscounted(name, data, video))
+        return
+    what = "is truncated" if len(data) < shard.num_bytes else "was altered"
+    hurt = [v.key for v in videos if not _is_intact(data, v)]
+    yield f"{name} {what}: {len(data)} bytes of {shard.num_bytes}; videos hurt: {', '.join(hurt) or 'none'}"
+
+
+def _is_intact(data: bytes, video: VideoEntry) -> bool:
+    span = data[video.offset : video.offset + video.num_bytes]
+    return hashlib.sha256(span).hexdigest() == video.sha256
+
+
+def _miscounted(name: str, data: bytes, video: VideoEntry) -> Iterator[str]:
+    """Check that a video's span holds what the index says."""
+    if not _is_intact(data, video):
+        yield f"{name}: the index has another sha256 for {video.key}"
+        return
+    samples = samples_in_span(data[video.offset : video.offset + video.num_bytes])
+    whole = sum(set(fields) == set(FIELDS) for fields in samples.values())
+    if whole != video.num_frames:
+        yield f"{name}: {video.key} has {whole} whole frames, the index says {video.num_frames}"
+
+
+def written(folder: str) -> list[str]:
+    """List the files, beside the shards, that a finished build leaves."""
+    return [join(folder, name) for name in (INDEX, REJECTS, RECORD)]

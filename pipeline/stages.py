@@ -1,0 +1,138 @@
+"""The work on one shard, stage by stage, as `build_shards.py` strings it together.
+
+    plan -> [decode -> align -> draw -> write]
+
+A stage takes a `Work` and returns one that has got further. Nothing that is wrong with a video stops
+it: a video that gives nothing becomes a `Reject`. Storage that fails is another matter, since trying
+again may help: it fails the shard, and the others go on.
+"""
+
+import functools
+import math
+import os
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import cv2
+
+from pipeline.align import Landmarks, make_aligner
+from pipeline.config import AlignConfig, BuildConfig, DecodeConfig, FaceSpec
+from pipeline.decode import Decoded
+from pipeline.faces import faces_of
+from pipeline.isolate import Decoder
+from pipeline.plan import Shard, Video
+from pipeline.sample import Reject
+from pipeline.shard import Outcome, write_shard
+from pipeline.storage import StorageError
+
+STORAGE_TRIES = 3
+"""Attempts at a video that storage failed to deliver, before its shard fails."""
+
+STORAGE_PAUSE_S = 2.0
+"""Pause before the second attempt; doubled before each further one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """A shard on its way: what each of its videos has become so far, one entry a video.
+
+    cpu_s is the CPU time each stage took. failed says why the shard can't be finished in this run.
+    """
+
+    shard: Shard
+    decoded: Sequence[Decoded] = ()
+    landmarks: Sequence[Sequence[Landmarks]] = ()
+    outcomes: Sequence[Outcome] = ()
+    damaged: Sequence[Reject] = ()
+    cpu_s: Mapping[str, float] = field(default_factory=dict)
+    failed: str = ""
+
+    def after(self, stage: str, cpu_s: float) -> "Work":
+        """Note what a stage cost."""
+        return replace(self, cpu_s={**self.cpu_s, stage: cpu_s})
+
+
+@functools.cache
+def decoder_of(config: DecodeConfig, worker: int) -> Decoder:
+    """Keep one decoder for each worker process, over all of its shards."""
+    return Decoder(config)
+
+
+def decode(work: Work, config: BuildConfig) -> Work:
+    """Take each video's candidate frames: more than are stored, as some will show no face."""
+    start_s = time.process_time()
+    decoder = decoder_of(config.decode, os.getpid())
+    child_start_s = decoder.cpu_s
+    try:
+        decoded = [_decode_patiently(decoder, video, config) for video in work.shard.videos]
+        work = replace(work, decoded=decoded)
+    except StorageError as error:
+        work = replace(work, failed=str(error))
+    spent_s = time.process_time() - start_s + decoder.cpu_s - child_start_s
+    return work.after("decode", spent_s)
+
+
+def _decode_patiently(decoder: Decoder, video: Video, config: BuildConfig) -> Decoded:
+    """Decode a video; where storage fails, again after a pause."""
+    wanted = math.ceil(config.num_frames(video.split) * config.decode.oversample)
+    for attempt in range(STORAGE_TRIES - 1):
+        try:
+            return decoder.decode(video, wanted, config.input)
+        except StorageError:
+            time.sleep(STORAGE_PAUSE_S * 2**attempt)
+    return decoder.decode(video, wanted, config.input)
+
+
+class Align:
+    """Finds the landmarks of all of a shard's frames; holds the network, one an actor."""
+
+    def __init__(self, config: AlignConfig) -> None:
+        cv2.setNumThreads(1)
+        self._aligner = make_aligner(config)
+
+    def __call__(self, work: Work) -> Work:
+        """Align the segments of every video at once, so that a GPU gets full batches."""
+        start_s = time.process_time()
+        videos = [() if isinstance(d.segments, Reject) else d.segments for d in work.decoded]
+        found = iter(self._aligner.landmarks_of([s.pixels for video in videos for s in video]))
+        work = replace(work, landmarks=[[next(found) for _ in video] for video in videos])
+        return work.after("align", time.process_time() - start_s)
+
+
+def draw(work: Work, config: BuildConfig, spec: FaceSpec) -> Work:
+    """Cut out the faces of the frames that are stored, and draw their rasters."""
+    start_s = time.process_time()
+    cv2.setNumThreads(1)
+    outcomes: list[Outcome] = []
+    for video, decoded, landmarks in zip(
+        work.shard.videos, work.decoded, work.landmarks, strict=True
+    ):
+        if isinstance(decoded.segments, Reject):
+            outcomes.append(decoded.segments)
+            continue
+        outcomes.append(
+            faces_of(
+                video.person,
+                video.video,
+                video.split,
+                decoded.segments,
+                landmarks,
+                num_frames=config.num_frames(video.split),
+                min_frames=config.min_frames,
+                spec=spec,
+            )
+        )
+    damaged = [reject for decoded in work.decoded for reject in decoded.damaged]
+    # The frames have served: from here on the work is small.
+    work = replace(work, decoded=(), landmarks=(), outcomes=outcomes, damaged=damaged)
+    return work.after("draw", time.process_time() - start_s)
+
+
+def write(work: Work, folder: str, jpeg_quality: int) -> Work:
+    """Write a shard, and return what remains to be told of it: its name, cost and failure."""
+    start_s = time.process_time()
+    if not work.failed:
+        write_shard(folder, work.shard.name, work.outcomes, jpeg_quality, work.damaged)
+    work = replace(work, decoded=(), landmarks=(), outcomes=(), damaged=())
+    return work.after("write", time.process_time() - start_s)
