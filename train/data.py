@@ -34,10 +34,12 @@ from train.order import (
 
 Split = Literal["train", "val"]
 
+KEPT_BYTES = 24 << 20  # below 32 MB, where glibc stops learning
+
 
 def to_tensor(pixels: UInt8[Tensor, "*n h w 3"]) -> Float32[Tensor, "*n 3 h w"]:
     """Convert pixels of 0..255 to the networks' [-1, 1], on the device they are on."""
-    return pixels.movedim(-1, -3).float().div(127.5).sub(1)
+    return pixels.movedim(-1, -3).float().div_(127.5).sub_(1)
 
 
 def to_pixels(x: Float[Tensor, "*n 3 h w"]) -> UInt8[np.ndarray, "*n h w 3"]:
@@ -159,16 +161,17 @@ class Shards:
                 f"shard {entry.shard}: video {entry.key} has no frames {missing}, though the index "
                 "says so: build the shards again"
             )
-        stored_px = self.index.face.image_px
-        seen = [
-            _face(f"{entry.key}/{number:03d}", samples[number], stored_px, self.image_px, view)
-            for number in numbers
-        ]
-        return Faces(
-            frames=np.stack([frame for frame, _ in seen]),
-            rasters=np.stack([draw(points, self.image_px) for _, points in seen]),
-            landmarks=np.stack([points for _, points in seen]),
-        )
+        # Pictures go into place one by one: a list of them, stacked, doubles the pages to map.
+        px = self.image_px
+        frames, rasters = (np.empty((len(numbers), px, px, 3), np.uint8) for _ in range(2))
+        landmarks = np.empty((len(numbers), 68, 2), np.float32)
+        for i, number in enumerate(numbers):
+            key = f"{entry.key}/{number:03d}"
+            frames[i], landmarks[i] = _face(
+                key, samples[number], self.index.face.image_px, px, view
+            )
+            rasters[i] = draw(landmarks[i], px)
+        return Faces(frames=frames, rasters=rasters, landmarks=landmarks)
 
 
 def make_loader(
@@ -200,7 +203,7 @@ def make_loader(
         collate_fn=_collate,
         pin_memory=torch.device(device).type == "cuda",
         prefetch_factor=4 if num_workers else None,
-        worker_init_fn=_start_worker,
+        worker_init_fn=start_worker,
     )
     return (_to_batch(pixels, torch.device(device)) for pixels in loader)
 
@@ -322,7 +325,10 @@ def _one_a_person(visits: Sequence[HeldOut], count: int) -> list[HeldOut]:
     return [*sorted(first.values(), key=lambda v: v.entry.key), *rest][:count]
 
 
-def _start_worker(_: int) -> None:
+def start_worker(_: int = 0) -> None:
     """Keep a worker to one core: the cores are shared by workers, not by their threads."""
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
+    # glibc gives a visit's few MB back to the system when they are freed, and mapping them again
+    # costs as much as decoding. Freeing one large block teaches it to keep them.
+    np.empty(KEPT_BYTES, np.uint8)
