@@ -1,0 +1,202 @@
+"""Only good frames become samples, every other one is accounted for, and photos go the same way."""
+
+import dataclasses
+
+import cv2
+import numpy as np
+import pytest
+from skimage.data import astronaut
+
+from pipeline.align import DlibAligner, Landmarks, NullAligner, template
+from pipeline.config import CropConfig
+from pipeline.decode import SegmentFrames
+from pipeline.faces import (
+    CUT,
+    FROZEN,
+    GOOD,
+    MIN_FACE_PX,
+    NO_FACE,
+    TOO_SMALL,
+    evenly,
+    face_spec,
+    faces_of,
+    judge,
+    read_faces,
+    require_aligner,
+)
+from pipeline.rasterize import draw
+from pipeline.sample import Reject
+
+SPEC = face_spec(NullAligner(), CropConfig(image_px=48, margin=0.3))
+
+
+@pytest.fixture(scope="module")
+def dlib_aligner():
+    return DlibAligner()
+
+
+def scene(seed: int, num_frames: int, height: int = 90, width: int = 120) -> np.ndarray:
+    """A blurred random backdrop that gets a little lighter from frame to frame."""
+    rng = np.random.default_rng(seed)
+    backdrop = cv2.resize(rng.integers(0, 200, (6, 8, 3), np.uint8), (width, height))
+    return np.stack([backdrop + np.uint8(4 * i) for i in range(num_frames)])
+
+
+def face_at(num_frames: int, left: float = 35, top: float = 20, side: float = 50) -> Landmarks:
+    """The same face in the same place in each frame."""
+    points = template() * side + np.array([left, top])
+    box = np.array([left, top, left + side, top + side])
+    return Landmarks(
+        points=np.repeat(points[None], num_frames, axis=0).astype(np.float32),
+        boxes=np.repeat(box[None], num_frames, axis=0).astype(np.float32),
+        scores=np.linspace(0.5, 1, num_frames).astype(np.float32),
+        found=np.ones(num_frames, np.bool_),
+    )
+
+
+def segment(pixels: np.ndarray, name: str = "s", fps: float = 4.0) -> SegmentFrames:
+    return SegmentFrames(
+        segment=name, pixels=pixels, pts_s=np.arange(len(pixels)) / fps, original=f"{name}.mp4"
+    )
+
+
+def make(pixels, found, num_frames=6, min_frames=3):
+    return faces_of(
+        "ann", "talk", "train", [segment(pixels)], [found],
+        num_frames=num_frames, min_frames=min_frames, spec=SPEC,
+    )  # fmt: skip
+
+
+def test_samples_are_numbered_timed_and_cropped():
+    samples = make(scene(1, 12), face_at(12), num_frames=5)
+    assert [s.number for s in samples] == [0, 1, 2, 3, 4]
+    assert [s.pts_s for s in samples] == sorted(s.pts_s for s in samples)
+    for sample in samples:
+        assert (sample.person, sample.video, sample.split) == ("ann", "talk", "train")
+        assert (sample.segment, sample.original) == ("s", "s.mp4")
+        assert sample.frame.shape == sample.raster.shape == (48, 48, 3)
+
+
+def test_a_raster_is_drawn_from_exactly_the_stored_landmarks():
+    for sample in make(scene(1, 8), face_at(8, left=33.3)):
+        np.testing.assert_array_equal(sample.landmarks * 8, np.round(sample.landmarks * 8))
+        np.testing.assert_array_equal(sample.raster, draw(sample.landmarks, 48))
+
+
+def test_the_crop_does_not_depend_on_how_many_frames_are_wanted():
+    pixels, found = scene(2, 12), face_at(12)
+    found.points[3] += 4
+    many, few = make(pixels, found, num_frames=12), make(pixels, found, num_frames=4)
+    by_time = {s.pts_s: s for s in many}
+    for sample in few:
+        np.testing.assert_array_equal(sample.frame, by_time[sample.pts_s].frame)
+
+
+def test_frames_are_chosen_evenly_over_all_segments():
+    first, second = scene(3, 4), scene(4, 12, height=70)
+    samples = faces_of(
+        "ann",
+        "talk",
+        "val",
+        [segment(first, "a"), segment(second, "b")],
+        [face_at(4), face_at(12, top=10)],
+        num_frames=8,
+        min_frames=1,
+        spec=SPEC,
+    )
+    assert [s.segment for s in samples] == ["a"] * 2 + ["b"] * 6
+
+
+def test_evenly_takes_all_when_there_are_few_and_spreads_otherwise():
+    assert evenly(3, 5) == [0, 1, 2]
+    assert evenly(9, 3) == [1, 4, 7]
+    for num_items in range(1, 40):
+        for num_wanted in range(1, 12):
+            chosen = evenly(num_items, num_wanted)
+            assert len(set(chosen)) == min(num_items, num_wanted)
+            assert set(chosen) <= set(range(num_items))
+
+
+def test_frames_without_a_face_are_left_out():
+    found = face_at(6)
+    found.found[[1, 4]] = False
+    assert judge(scene(1, 6), found).tolist() == [GOOD, NO_FACE, GOOD, GOOD, NO_FACE, GOOD]
+    assert {s.pts_s * 4 for s in make(scene(1, 6), found)} == {0, 2, 3, 5}
+
+
+def test_small_faces_are_left_out():
+    found = face_at(5, side=MIN_FACE_PX * 2)
+    found.points[2] = face_at(1, side=MIN_FACE_PX * 0.9).points[0]
+    assert judge(scene(1, 5), found)[2] == TOO_SMALL
+
+
+def test_a_jump_to_another_face_keeps_the_longer_stay():
+    found = face_at(9, left=5, side=40)
+    found.points[6:] = face_at(3, left=70, side=40).points
+    assert judge(scene(1, 9), found).tolist() == [GOOD] * 6 + [CUT] * 3
+
+
+def test_a_cut_to_another_scene_keeps_the_longer_shot():
+    pixels = np.concatenate([scene(1, 4), 255 - scene(1, 7)])
+    assert judge(pixels, face_at(11)).tolist() == [CUT] * 4 + [GOOD] * 7
+
+
+def test_a_frozen_picture_counts_once():
+    pixels = scene(1, 8)
+    pixels[3:6] = pixels[2]
+    assert judge(pixels, face_at(8)).tolist() == [GOOD] * 3 + [FROZEN] * 3 + [GOOD] * 2
+
+
+def test_too_few_good_frames_are_a_reject_that_accounts_for_all():
+    found = face_at(10, side=50)
+    found.found[:6] = False
+    found.points[6] *= 0.1
+    reject = make(scene(1, 10), found, min_frames=4)
+    assert reject == Reject(
+        id="ann/talk",
+        stage="faces",
+        reason="no face: 3 good frames of 10, 4 needed (no face in 6, face too small in 1)",
+    )
+
+
+def test_a_video_that_is_too_short_says_so():
+    reject = make(scene(1, 2), face_at(2), min_frames=4)
+    assert isinstance(reject, Reject)
+    assert reject.reason == "too few frames: 2 good frames of 2, 4 needed (all good)"
+
+
+def test_a_photo_and_a_folder_of_photos_become_samples(dlib_aligner, tmp_path):
+    spec = face_spec(dlib_aligner, CropConfig(image_px=64))
+    for name, left in (("b.png", 100), ("a.jpg", 60)):
+        cv2.imwrite(str(tmp_path / name), astronaut()[:220, left : left + 260, ::-1])
+    (tmp_path / "notes.txt").write_text("not a photo")
+    (photo,) = read_faces(tmp_path / "b.png", dlib_aligner, spec, 8)
+    samples = read_faces(tmp_path, dlib_aligner, spec, 8)
+    assert [s.original for s in samples] == ["a.jpg", "b.png"]
+    np.testing.assert_array_equal(samples[1].frame, photo.frame)
+    # The same head is framed alike, wherever the photo was cut.
+    assert np.abs(samples[0].landmarks - samples[1].landmarks).mean() < 2
+
+
+def test_a_photo_without_a_face_is_a_reject(dlib_aligner, tmp_path):
+    spec = face_spec(dlib_aligner, CropConfig(image_px=64))
+    cv2.imwrite(str(tmp_path / "wall.png"), np.full((80, 130, 3), 90, np.uint8))
+    reject = read_faces(tmp_path / "wall.png", dlib_aligner, spec, 4)
+    assert isinstance(reject, Reject)
+    assert reject.reason.startswith("no face: 0 good frames of 1")
+
+
+def test_paths_that_hold_nothing_are_errors_for_people(tmp_path):
+    aligner = NullAligner()
+    with pytest.raises(ValueError, match=r"no file or folder .*gone\.mp4"):
+        read_faces(tmp_path / "gone.mp4", aligner, SPEC, 4)
+    with pytest.raises(ValueError, match=r"no photo or video. Expected files ending in: .*\.mp4"):
+        read_faces(tmp_path, aligner, SPEC, 4)
+
+
+def test_an_aligner_or_palette_other_than_the_specs_is_refused():
+    require_aligner(SPEC, NullAligner())
+    with pytest.raises(ValueError, match="backend is 'null', not 'fan'"):
+        require_aligner(dataclasses.replace(SPEC, backend="fan"), NullAligner())
+    with pytest.raises(ValueError, match="palette"):
+        require_aligner(dataclasses.replace(SPEC, palette="crayons"), NullAligner())
