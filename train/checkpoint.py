@@ -13,6 +13,7 @@ Tensors and primitives only, read with `weights_only=True`; loading is strict.
 import hashlib
 import json
 import os
+import pickle
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -90,7 +91,7 @@ def load(path: Path) -> dict[str, Any]:
     """Read one file of a checkpoint onto the CPU; raises ValueError for a file that is not one."""
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, ValueError, OSError) as error:
+    except (RuntimeError, EOFError, ValueError, OSError, pickle.UnpicklingError) as error:
         if isinstance(error, FileNotFoundError):
             raise
         raise ValueError(f"{path} is not a readable checkpoint file: {error}") from error
@@ -106,7 +107,7 @@ def find_model(path: Path) -> Path:
     if not finished:
         raise ValueError(
             f"{path} holds no checkpoint: give --base a run folder, a checkpoint folder or a "
-            "model.pt (`torchrun train/meta_train.py --run DIR` makes one)"
+            "model.pt (`torchrun train/meta_train.py --run-dir DIR` makes one)"
         )
     return finished[-1] / "model.pt"
 

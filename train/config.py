@@ -2,7 +2,9 @@
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
+
+import tyro
 
 from model.config import SMALL, TINY, ModelConfig
 from train.rows import RowConfig
@@ -85,7 +87,8 @@ class MetaConfig:
 
     shards: str = "data/shards"
     """Folder of shards with its index.json, from pipeline/build_shards.py."""
-    run: Path = Path("runs/meta")
+    # torchrun before Python 3.12 takes --run for the beginning of its own --run-path.
+    run: Annotated[Path, tyro.conf.arg(name="run-dir", aliases=("--run",))] = Path("runs/meta")
     """Folder of this run: config, log, pictures, checkpoints."""
     preset: Preset = "paper"
     """Where the other settings start from: paper (256 px), small (128 px) or tiny (64 px)."""

@@ -45,6 +45,8 @@ def train(config: MetaConfig, world: World) -> Path:
         else nullcontext()
     )
     with reporter as report, stop.listening():
+        if report:
+            report.settings(primitives(config))
         while True:
             # Draw the panel and save, on schedule and at the end.
             out_of_time = config.max_minutes is not None and (
@@ -140,7 +142,7 @@ def save(
 
 def load_perceptual(config: PerceptualConfig) -> Perceptual:
     """Build the network of the content loss; raises ValueError where its weights are missing."""
-    return make_perceptual(config.name, weights_dir=config.weights_dir, face_weights=config.vggface)
+    return make_perceptual(config.name, weights_dir=config.weights_dir, vggface=config.vggface)
 
 
 def split_batch(batch: VisitBatch, parts: int) -> list[VisitBatch]:
@@ -215,7 +217,7 @@ def _require_same_run(config: MetaConfig, saved: dict, folder: Path) -> None:
     if differing:
         raise ValueError(
             f"{folder} was trained with other settings: {'; '.join(differing)}. "
-            "Go on with the same ones, or give --run another folder"
+            "Go on with the same ones, or give --run-dir another folder"
         )
 
 

@@ -1,7 +1,7 @@
 """Shards -> a meta-learned model.
 
-    torchrun train/meta_train.py                                       # data/shards -> runs/meta
-    torchrun --nproc-per-node 8 train/meta_train.py --shards s3://bucket/shards --run runs/vox
+    torchrun train/meta_train.py                                # data/shards -> runs/meta
+    torchrun --nproc-per-node 8 train/meta_train.py --shards s3://bucket/shards --run-dir runs/vox
     torchrun train/meta_train.py --preset tiny --max-minutes 2         # a first look on a CPU
 
 Stopped by Ctrl-C, SIGTERM or --max-minutes, it leaves a checkpoint, from which the same command
@@ -26,10 +26,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     config = parse(sys.argv[1:] if argv is None else argv)
     with connect() as world:
         if world.is_main:
-            config.run.mkdir(parents=True, exist_ok=True)
-            resolved = json.dumps(primitives(config), indent=2)
-            (config.run / "config.json").write_text(resolved + "\n")
-            print(resolved, flush=True)
+            print(json.dumps(primitives(config), indent=2), flush=True)
         try:
             folder = train(config, world)
         except (ValueError, NonFiniteError) as error:

@@ -25,6 +25,7 @@ class Reporter:
     """
 
     def __init__(self, run: Path, *, first_step: int, last_step: int | None) -> None:
+        run.mkdir(parents=True, exist_ok=True)
         self._run = run
         self._log = (run / "log.jsonl").open("a")
         self._board = SummaryWriter(str(run / "tensorboard"), purge_step=first_step)
@@ -44,6 +45,10 @@ class Reporter:
         self._bar.close()
         self._board.close()
         self._log.close()
+
+    def settings(self, resolved: Mapping[str, object]) -> None:
+        """Save the resolved config."""
+        (self._run / "config.json").write_text(json.dumps(resolved, indent=2) + "\n")
 
     def advance(self) -> None:
         self._bar.update()

@@ -1,0 +1,179 @@
+"""The loop: 6 steps are 3 + save + load + 3 to the bit, a stop leaves a checkpoint, ranks add up."""
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from model.config import ModelConfig
+from tests.train.shards import make_shards
+from train import checkpoint
+from train.config import DataConfig, LossWeights, MetaConfig, OptimiserConfig, PerceptualConfig
+from train.loop import train
+from train.world import World
+
+ALONE = World(rank=0, size=1, device=torch.device("cpu"))
+ROOT = Path(__file__).parents[2]
+MODEL = ModelConfig(
+    image_px=32,
+    min_channels=8,
+    max_channels=24,
+    bottleneck_px=8,
+    attention_down_px=8,
+    attention_up_px=16,
+)
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("shards")
+    make_shards(folder)
+    return folder
+
+
+def make_config(shards: Path, run: Path, **changes) -> MetaConfig:
+    config = MetaConfig(
+        shards=str(shards),
+        run=run,
+        model=MODEL,
+        data=DataConfig(num_sources=3, batch_size=3, num_workers=0, augment=True),
+        perceptual=PerceptualConfig(name="lite"),
+        loss=LossWeights(l1=2.0, matching=0.2),
+        optimiser=OptimiserConfig(lr_generator=1e-3, lr_discriminator=1e-3, beta1=0.5),
+        precision="fp32",
+        max_steps=6,
+        report_every=1,
+    )
+    return replace(config, **changes)
+
+
+def tensors_of(folder: Path) -> dict[str, torch.Tensor]:
+    def walk(prefix: str, value: object):
+        if isinstance(value, torch.Tensor):
+            yield prefix, value
+        elif isinstance(value, dict):
+            for key, item in value.items():
+                yield from walk(f"{prefix}/{key}", item)
+
+    return {
+        name: tensor
+        for file in ("model.pt", "resume.pt", "rows.pt")
+        for name, tensor in walk(file, checkpoint.load(folder / file))
+    }
+
+
+def assert_same_bits(one: Path, two: Path) -> None:
+    first, second = tensors_of(one), tensors_of(two)
+    assert first.keys() == second.keys()
+    assert not [name for name, tensor in first.items() if not torch.equal(tensor, second[name])]
+
+
+def torchrun(config_flags: list[str], *, processes: int = 1, **popen) -> subprocess.Popen:
+    command = [
+        sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes),
+        "--standalone", "train/meta_train.py", *config_flags,
+    ]  # fmt: skip
+    return subprocess.Popen(
+        command,
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        **popen,
+    )
+
+
+def flags(config: MetaConfig) -> list[str]:
+    return [
+        "--preset", "tiny", "--shards", config.shards, "--run-dir", str(config.run),
+        "--data.num-sources", "3", "--data.batch-size", "4", "--data.num-workers", "0",
+        "--precision", "fp32", "--report-every", "1", "--rows.start", "uniform",
+        "--model.image-px", "32", "--model.min-channels", "8", "--model.max-channels", "24",
+    ]  # fmt: skip
+
+
+def test_three_steps_and_three_more_are_six_to_the_bit(shards, tmp_path):
+    whole = train(make_config(shards, tmp_path / "whole"), ALONE)
+    cut = make_config(shards, tmp_path / "cut", max_steps=3)
+    train(cut, ALONE)
+    resumed = train(replace(cut, max_steps=6), ALONE)
+    assert_same_bits(whole, resumed)
+
+
+def test_the_log_has_a_line_a_report_and_pictures_are_drawn(shards, tmp_path):
+    config = make_config(shards, tmp_path / "run", max_steps=2)
+    train(config, ALONE)
+    lines = [json.loads(line) for line in (config.run / "log.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 2]
+    assert [line["visits"] for line in lines] == [3, 6]
+    assert all(math.isfinite(value) for line in lines for value in line.values())
+    assert (config.run / "panel-train.png").is_file()
+    assert (config.run / "panel-val.png").is_file()
+    assert list((config.run / "tensorboard").iterdir())
+
+
+def test_only_the_newest_checkpoints_stay(shards, tmp_path):
+    config = make_config(shards, tmp_path / "run", max_steps=4, checkpoint_every=1, keep=2)
+    train(config, ALONE)
+    assert [path.name for path in checkpoint.steps(config.run)] == [
+        "step-000000003",
+        "step-000000004",
+    ]
+    assert not list((config.run / "checkpoints").glob(".tmp*"))
+
+
+def test_other_settings_or_other_videos_are_refused_by_name(shards, tmp_path):
+    config = make_config(shards, tmp_path / "run", max_steps=1)
+    train(config, ALONE)
+    with pytest.raises(ValueError, match="optimiser.lr_generator was 0.001 and is now 0.002"):
+        changed = replace(config.optimiser, lr_generator=2e-3)
+        train(replace(config, optimiser=changed), ALONE)
+    make_shards(tmp_path / "fewer", persons=("ada", "bob", "eve"))
+    with pytest.raises(ValueError, match=r"4 are gone \(cyd/v1, cyd/v2, dan/v1\)"):
+        train(replace(config, shards=str(tmp_path / "fewer")), ALONE)
+
+
+def test_two_ranks_learn_what_one_does(shards, tmp_path):
+    runs = {}
+    for processes in (1, 2):
+        config = make_config(shards, tmp_path / str(processes))
+        process = torchrun([*flags(config), "--max-steps", "2"], processes=processes)
+        output, _ = process.communicate(timeout=240)
+        assert process.returncode == 0, output
+        runs[processes] = tensors_of(checkpoint.steps(config.run)[-1])
+    assert runs[1].keys() == runs[2].keys()
+    for name, tensor in runs[1].items():
+        torch.testing.assert_close(runs[2][name], tensor, atol=2e-3, rtol=1e-2, msg=name)
+    moved = [name for name in runs[1] if name == "rows.pt/updates"]
+    assert moved and runs[2]["rows.pt/updates"].sum() == runs[1]["rows.pt/updates"].sum() > 0
+
+
+def test_sigterm_leaves_a_checkpoint_and_the_same_command_goes_on(shards, tmp_path):
+    config = make_config(shards, tmp_path / "stopped")
+    command = [*flags(config), "--checkpoint-every", "1000"]
+    process = torchrun([*command, "--max-steps", "100000"])
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith("step 2 "):
+            break
+    os.kill(process.pid, signal.SIGTERM)
+    process.communicate(timeout=120)
+    stopped_at = int(checkpoint.steps(config.run)[-1].name.removeprefix("step-"))
+    assert stopped_at >= 2
+
+    process = torchrun([*command, "--max-steps", str(stopped_at + 2)])
+    output, _ = process.communicate(timeout=240)
+    assert process.returncode == 0, output
+    whole = make_config(shards, tmp_path / "whole")
+    process = torchrun([*flags(whole), "--max-steps", str(stopped_at + 2)])
+    output, _ = process.communicate(timeout=240)
+    assert process.returncode == 0, output
+    assert_same_bits(checkpoint.steps(config.run)[-1], checkpoint.steps(whole.run)[-1])
