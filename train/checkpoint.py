@@ -41,6 +41,8 @@ class Base:
     face: FaceSpec
     perceptual: dict[str, Any]
     """Name and weights' sha256 of the perceptual network that the content loss used."""
+    loss: dict[str, float]
+    """Weights of the generator's terms, which fine-tuning takes over."""
     embedder: Embedder
     generator: Generator
     discriminator: Discriminator
@@ -135,6 +137,7 @@ def load_base(path: Path) -> Base:
         model=config,
         face=face_of(state),
         perceptual=state["perceptual"],
+        loss=state["loss"],
         embedder=embedder,
         generator=generator,
         discriminator=discriminator,

@@ -123,6 +123,7 @@ def save(
                     "name": perceptual.name,
                     "weights_sha256": perceptual.weights_sha256,
                 },
+                "loss": asdict(config.loss),
                 "visits": visits,
                 **learner.model_state(),
             },

@@ -12,6 +12,7 @@ from model.generator import Generator
 from pipeline.config import FaceSpec
 from pipeline.rasterize import palette_id
 from train.checkpoint import save_step
+from train.config import LossWeights
 
 MODEL = ModelConfig(
     image_px=32,
@@ -50,7 +51,8 @@ def make_base(run: Path, face: FaceSpec, *, seed: int = 0, model: ModelConfig = 
             **state,
             "model": asdict(model),
             "face": face.to_dict(),
-            "perceptual": {"name": "none"},
+            "perceptual": {"name": "lite"},
+            "loss": asdict(LossWeights(l1=5.0)),
         },
         resume={},
         rows={},
