@@ -14,9 +14,16 @@ from model.blocks import (
     double,
     sum_pool,
 )
-from model.instance_norm import EPS, NormReLU, norm_relu
+from model.instance_norm import (
+    EPS,
+    NormReLU,
+    norm_relu_by_sample,
+    norm_relu_fusible,
+)
 
 B, C, H, W = 2, 5, 6, 8
+
+both_ways = pytest.mark.parametrize("norm_relu", [norm_relu_by_sample, norm_relu_fusible])
 
 
 def maps(channels: int = C, dtype: torch.dtype = torch.float32) -> torch.Tensor:
@@ -29,34 +36,39 @@ def reference(x: torch.Tensor, beta: torch.Tensor, gamma: torch.Tensor) -> torch
     return F.relu(normed * gamma[:, :, None, None] + beta[:, :, None, None])
 
 
-def test_norm_relu_is_instance_norm_affine_relu():
+@both_ways
+def test_norm_relu_is_instance_norm_affine_relu(norm_relu):
     x = maps()
     beta, gamma = torch.randn(B, C), torch.randn(B, C)
     torch.testing.assert_close(norm_relu(x, beta, gamma), reference(x, beta, gamma))
 
 
-def test_norm_relu_keeps_its_precision_far_from_zero():
+@both_ways
+def test_norm_relu_keeps_its_precision_far_from_zero(norm_relu):
     x = maps() + 300
     beta, gamma = torch.randn(B, C), torch.randn(B, C)
     expected = reference(x.double(), beta.double(), gamma.double()).float()
     torch.testing.assert_close(norm_relu(x, beta, gamma), expected, rtol=1e-2, atol=1e-2)
 
 
-def test_norm_relu_of_a_constant_map_is_beta():
+@both_ways
+def test_norm_relu_of_a_constant_map_is_beta(norm_relu):
     beta = torch.tensor([[0.5, -0.5]])
     out = norm_relu(torch.full((1, 2, H, W), 7.0), beta, torch.ones(1, 2))
     torch.testing.assert_close(out[0, :, 0, 0], torch.tensor([0.5, 0.0]), atol=1e-2, rtol=0)
 
 
+@both_ways
 @pytest.mark.parametrize("rows", [1, B], ids=["shared", "adaptive"])
-def test_norm_relu_has_the_right_gradients(rows: int):
+def test_norm_relu_has_the_right_gradients(norm_relu, rows: int):
     x = maps(dtype=torch.float64).requires_grad_()
     beta = torch.randn(rows, C, dtype=torch.float64, requires_grad=True)
     gamma = torch.randn(rows, C, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(norm_relu, (x, beta, gamma))
 
 
-def test_norm_relu_measures_bf16_maps_in_fp32():
+@both_ways
+def test_norm_relu_measures_bf16_maps_in_fp32(norm_relu):
     x = (maps() * 4).bfloat16()
     beta, gamma = torch.randn(B, C), torch.randn(B, C)
     out = norm_relu(x, beta, gamma)
@@ -64,8 +76,9 @@ def test_norm_relu_measures_bf16_maps_in_fp32():
     torch.testing.assert_close(out.float(), reference(x.float(), beta, gamma), rtol=1e-2, atol=2e-2)
 
 
+@both_ways
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_norm_relu_keeps_the_memory_format(dtype: torch.dtype):
+def test_norm_relu_keeps_the_memory_format(norm_relu, dtype: torch.dtype):
     x = maps().to(dtype, memory_format=torch.channels_last).requires_grad_()
     out = norm_relu(x, torch.zeros(1, C), torch.ones(1, C))
     (gradient,) = torch.autograd.grad(out.sum(), x)

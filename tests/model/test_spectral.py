@@ -65,10 +65,9 @@ def test_the_gradient_is_that_of_the_quotient():
     """d(W / sigma) with sigma = u^T W v and u, v fixed, as in Miyato et al. 2018."""
     layer = conv().double().eval()
     x, weight = torch.randn(2, 5, 4, 6, dtype=torch.float64), layer.weight.detach().clone()
-    u = layer.u
-    v = nn.functional.normalize(weight.flatten(1).t() @ u, dim=0)
-    weight.requires_grad_()
-    sigma = u @ weight.flatten(1) @ v
+    matrix = weight.requires_grad_().movedim(1, -1).flatten(1)
+    v = nn.functional.normalize(matrix.detach().t() @ layer.u, dim=0)
+    sigma = layer.u @ matrix @ v
     expected = nn.functional.conv2d(x, weight / sigma, layer.bias, padding=1)
     expected.square().sum().backward()
     layer(x).square().sum().backward()
