@@ -72,6 +72,7 @@ def train(config: MetaConfig, world: World) -> Path:
                     config,
                     perceptual=perceptual,
                     world=world,
+                    step=step,
                     gauge=gauge,
                 )
             except NonFiniteError as error:

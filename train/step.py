@@ -85,9 +85,10 @@ def meta_step(
     *,
     perceptual: Perceptual,
     world: World,
+    step: int = 0,
     gauge: bool = False,
 ) -> dict[str, float]:
-    """Take all turns of one step on this rank's parts of the batch.
+    """Take all turns of one step, after `step` others, on this rank's parts of the batch.
 
     Returns the weighted terms and, where `gauge` is set, the health gauges, averaged over parts and
     ranks. Raises NonFiniteError, on every rank and before the update, where one isn't finite.
@@ -104,8 +105,13 @@ def meta_step(
         (learner.ema_embedder, learner.embedder),
         (learner.ema_generator, learner.generator),
     ):
-        follow_(average, network, config.ema)
+        follow_(average, network, ema_decay(config.ema, step))
     return report
+
+
+def ema_decay(decay: float, step: int) -> float:
+    """Return the decay at a step: small at first, so that the average forgets the first weights."""
+    return min(decay, (1 + step) / (10 + step))
 
 
 def _generator_turn(
