@@ -112,7 +112,7 @@ def freeze(network: Network) -> Network:
 @torch.no_grad()
 def follow_(average: nn.Module, network: nn.Module, decay: float) -> None:
     """Move the average's parameters a step towards the network's; buffers are copied."""
-    own, live = list(average.parameters()), list(network.parameters())
-    torch._foreach_lerp_(own, live, 1 - decay)
+    for mine, theirs in zip(average.parameters(), network.parameters(), strict=True):
+        mine.lerp_(theirs, 1 - decay)
     for mine, theirs in zip(average.buffers(), network.buffers(), strict=True):
         mine.copy_(theirs)
