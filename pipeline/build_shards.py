@@ -12,6 +12,7 @@ import dataclasses
 import functools
 import json
 import logging
+import pickle
 import signal
 import sys
 import time
@@ -20,6 +21,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import ray
 import tyro
 from ray.data import ActorPoolStrategy, DataContext, Datasink
@@ -28,15 +30,15 @@ from rich.console import Console
 
 from pipeline import ledger, stages
 from pipeline.align import make_aligner
-from pipeline.config import BuildConfig, FaceSpec
+from pipeline.config import AlignConfig, BuildConfig, FaceSpec
 from pipeline.faces import face_spec
 from pipeline.plan import Plan, Shard, find_videos, make_plan
 from pipeline.progress import Watch, summary
-from pipeline.shard import Index, Manifest, write_shard
+from pipeline.shard import Index
 from pipeline.stages import Align, Work
 
 Row = dict[str, Any]
-"""What travels through the graph: {"work": Work}, one shard's work, in a block of its own."""
+"""What travels through the graph: one shard's work, packed by `to_row`, in a block of its own."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,10 +81,11 @@ def run_graph(
     settings.enable_progress_bars = False  # Watch shows videos and rejects instead of blocks
 
     # 1. plan: the shards to be built, a few kB each.
-    rows = [{"work": Work(shard=shard)} for shard in shards]
+    rows = [to_row(Work(shard=shard)) for shard in shards]
     work = ray.data.from_items(rows, override_num_blocks=len(rows))
 
-    # 2. decode: a shard's videos -> their candidate frames, up to a few hundred MB.
+    # 2. decode: a shard's videos -> their candidate frames, up to a few hundred MB. Beside aligners
+    #    on CPUs Ray fuses it into the actors, which saves the frames a way through the object store.
     work = work.map(functools.partial(decode, config=config), num_cpus=resources.task_cpus)
 
     # 3. align: frames -> their landmarks, by actors that keep the network loaded.
@@ -103,27 +106,37 @@ def run_graph(
     return sink
 
 
+def to_row(work: Work) -> Row:
+    """Pack a shard's work as one array of bytes, which has no limit of 2 GB in the object store."""
+    return {"work": np.frombuffer(pickle.dumps(work, protocol=5), np.uint8)}
+
+
+def to_work(row: Row) -> Work:
+    """Unpack what another stage of this job packed."""
+    return pickle.loads(row["work"])
+
+
 def decode(row: Row, config: BuildConfig) -> Row:
     """Decode a shard's videos, in a child process of this worker."""
-    return {"work": stages.decode(row["work"], config)}
+    return to_row(stages.decode(to_work(row), config))
 
 
 class AlignActor:
     """Holds a landmark backend."""
 
-    def __init__(self, config: Any) -> None:
+    def __init__(self, config: AlignConfig) -> None:
         self._align = Align(config)
 
     def __call__(self, row: Row) -> Row:
         """Align a shard's frames."""
-        work = row["work"]
-        return {"work": work if work.failed else self._align(work)}
+        work = to_work(row)
+        return row if work.failed else to_row(self._align(work))
 
 
 def draw(row: Row, config: BuildConfig, spec: FaceSpec) -> Row:
     """Turn a shard's frames into samples."""
-    work = row["work"]
-    return {"work": work if work.failed else stages.draw(work, config, spec)}
+    work = to_work(row)
+    return row if work.failed else to_row(stages.draw(work, config, spec))
 
 
 class ShardSink(Datasink[list[Work]]):
@@ -135,10 +148,10 @@ class ShardSink(Datasink[list[Work]]):
         self._folder = folder
         self._jpeg_quality = jpeg_quality
 
-    def write(self, blocks: Iterable[Block], ctx: Any) -> list[Work]:  # noqa: ARG002
+    def write(self, blocks: Iterable[Block], ctx: Any) -> list[Work]:
         """Write the shards of some blocks, in a worker."""
         rows = (row for block in blocks for row in BlockAccessor.for_block(block).iter_rows(True))
-        return [stages.write(row["work"], self._folder, self._jpeg_quality) for row in rows]
+        return [stages.write(to_work(row), self._folder, self._jpeg_quality) for row in rows]
 
     def on_write_complete(self, write_result: Any) -> None:
         """Take in what the workers returned, in the driver."""
@@ -148,7 +161,8 @@ class ShardSink(Datasink[list[Work]]):
 def connect(config: BuildConfig) -> None:
     """Join the cluster that runs here, else start a Ray of our own."""
     quiet = {"logging_level": logging.ERROR, "log_to_driver": True}
-    logging.getLogger("ray.data").setLevel(logging.WARNING)
+    for name in ("ray.data._internal", "ray.data.dataset"):
+        logging.getLogger(name).setLevel(logging.ERROR)  # Watch and the summary say more
     if config.ray_address != "local":
         try:
             ray.init(address=config.ray_address, **quiet)

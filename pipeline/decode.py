@@ -37,6 +37,12 @@ sooner, so a nearer one is reached sooner by decoding on."""
 SEEK_STEPS_S = (0.0, 1.0, 15.0)
 """How much earlier to try when a seek landed behind its target, as loose indices make it do."""
 
+UNINDEXED = frozenset(["mpeg", "mpegts", "mpegvideo", "h264", "hevc", "m4v"])
+"""Formats that are a stream of packets: what they say of their length is a guess."""
+
+MIN_LENGTH_S = 1e-3
+"""A file with a single picture may have no length."""
+
 MIN_READABLE = 0.5
 """A damaged file that shows less than this share of its wanted times is lost as a whole."""
 
@@ -421,12 +427,16 @@ def _seconds(ticks: int | None, stream: VideoStream) -> float:
 
 
 def _duration_s(container: InputContainer, stream: VideoStream) -> float:
-    """Tell how long the picture track is, in seconds, above 0; by its packets if no header says."""
+    """Tell how long the picture track is, in seconds, above 0; by its packets if no header can."""
     length_s = _seconds(stream.duration, stream)
     if length_s <= 0 and container.duration:
         length_s = container.duration / av.time_base
-    if length_s <= 0:
+    if length_s <= 0 or container.format.name in UNINDEXED:
         with contextlib.suppress(av.error.FFmpegError):
-            ends_s = [_seconds(p.pts, stream) for p in container.demux(stream)]
+            ends_s = [
+                _seconds(packet.pts + (packet.duration or 0), stream)
+                for packet in container.demux(stream)
+                if packet.pts is not None
+            ]
             length_s = max(ends_s, default=0.0) - _seconds(stream.start_time, stream)
-    return max(length_s, 1e-3)
+    return max(length_s, MIN_LENGTH_S)

@@ -21,7 +21,8 @@ from pipeline.config import BuildConfig
 from pipeline.storage import find_files, is_remote
 
 VIDEO_SUFFIXES = frozenset(
-    ".3gp .asf .avi .flv .m2ts .m4v .mkv .mov .mp4 .mpeg .mpg .mts .ogv .ts .vob .webm .wmv".split()
+    [".3gp", ".asf", ".avi", ".flv", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg"]
+    + [".mts", ".ogv", ".ts", ".vob", ".webm", ".wmv"]
 )
 
 VOXCELEB = re.compile(r"^(?:.*/)?(?:dev|test)/mp4/")
@@ -206,7 +207,7 @@ def safe_id(name: str) -> str:
     be changed gets a hash of itself, so that two names never become one id.
     """
     safe = re.sub(r"[^A-Za-z0-9_-]+", "-", name).lstrip("_-")
-    if safe == name and len(safe) <= MAX_ID_CHARS:
+    if safe == name and 0 < len(safe) <= MAX_ID_CHARS:
         return safe
     mark = hashlib.blake2b(name.encode(errors="surrogateescape"), digest_size=4).hexdigest()
     return f"{safe[: MAX_ID_CHARS - 9].rstrip('_-') or 'x'}-{mark}"

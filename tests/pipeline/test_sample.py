@@ -1,0 +1,64 @@
+"""The contract of a stored frame: what is encoded comes back."""
+
+import json
+
+import numpy as np
+import pytest
+
+from pipeline.sample import from_fields, to_fields
+from tests.pipeline.samples import make_sample
+
+
+def test_fields_hold_the_sample():
+    sample = make_sample(number=7)
+    again = from_fields(sample.key, to_fields(sample, 95))
+    for name in ("person", "video", "number", "segment", "split", "original", "score", "box"):
+        assert getattr(again, name) == getattr(sample, name), name
+    assert again.pts_s == pytest.approx(sample.pts_s)
+    assert np.array_equal(again.landmarks, sample.landmarks)
+    assert np.array_equal(again.raster, sample.raster)
+    assert np.abs(again.frame.astype(int) - sample.frame).max() <= 3
+
+
+def test_colours_keep_their_order():
+    sample = make_sample()
+    sample.frame[:] = (200, 100, 30)
+    pixel = from_fields(sample.key, to_fields(sample, 95)).frame[5, 9]
+    assert np.abs(pixel.astype(int) - (200, 100, 30)).max() <= 3
+
+
+def test_same_sample_same_bytes():
+    assert to_fields(make_sample(), 90) == to_fields(make_sample(), 90)
+
+
+def test_keys_sort_by_number():
+    keys = [make_sample(number=n).key for n in (0, 9, 10, 99)]
+    assert keys == sorted(keys)
+    assert keys[0] == "ann/talk/000"
+
+
+def test_missing_field_is_named():
+    fields = to_fields(make_sample(), 95)
+    del fields["png"]
+    with pytest.raises(ValueError, match=r"ann/talk/000 has the fields \['jpg', 'json'\]"):
+        from_fields("ann/talk/000", fields)
+
+
+def test_other_schema_is_refused():
+    fields = to_fields(make_sample(), 95)
+    fields["json"] = json.dumps({**json.loads(fields["json"]), "schema": 99}).encode()
+    with pytest.raises(ValueError, match="schema 99"):
+        from_fields("ann/talk/000", fields)
+
+
+def test_broken_picture_is_named():
+    fields = {**to_fields(make_sample(), 95), "jpg": b"not a picture"}
+    with pytest.raises(ValueError, match=r"ann/talk/000\.jpg holds 13 bytes"):
+        from_fields("ann/talk/000", fields)
+
+
+def test_odd_names_survive_json():
+    """File names on Linux are bytes; those that are no text reach the json as surrogates."""
+    sample = make_sample()
+    object.__setattr__(sample, "original", "caf\udce9/ü.mp4")
+    assert from_fields(sample.key, to_fields(sample, 95)).original == "caf\udce9/ü.mp4"

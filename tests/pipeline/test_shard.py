@@ -1,0 +1,159 @@
+"""Shards: plain tars that every tool reads, an index, and spans that are checked."""
+
+import dataclasses
+import io
+import json
+import tarfile
+import warnings
+from pathlib import Path
+
+import pytest
+
+from pipeline.sample import FIELDS, Reject, from_fields, to_fields
+from pipeline.shard import Index, Manifest, read_span, samples_in_span, write_shard
+from tests.pipeline.samples import SPEC, make_video
+
+VIDEOS = (make_video("ann", "talk", 5), make_video("bob", "news", 3), make_video("bob", "sea", 4))
+REJECT = Reject(id="cat/nap", stage="faces", reason="no face: 0 good frames")
+
+
+def build(folder: Path) -> Index:
+    manifests = [
+        write_shard(str(folder), "train-000000", [VIDEOS[2], REJECT, VIDEOS[0]], 95),
+        write_shard(str(folder), "train-000001", [VIDEOS[1]], 95),
+    ]
+    index = Index.of(manifests, SPEC, {"seed": 3}, {"plan_sha256": "abc"})
+    index.save(str(folder))
+    return index
+
+
+def test_spans_hold_exactly_their_video(tmp_path):
+    index = build(tmp_path)
+    assert [v.key for v in index.videos] == ["ann/talk", "bob/news", "bob/sea"]
+    for entry, samples in zip(index.videos, VIDEOS, strict=True):
+        found = samples_in_span(read_span(str(tmp_path), entry))
+        assert list(found) == list(range(entry.num_frames))
+        assert [found[s.number] for s in samples] == [to_fields(s, 95) for s in samples]
+
+
+def test_index_comes_back(tmp_path):
+    index = build(tmp_path)
+    assert Index.load(str(tmp_path)) == index
+    assert index.totals["planned"] == index.totals["accepted"] + index.totals["rejected"] == 4
+    assert index.rejects == (REJECT,)
+    lines = (tmp_path / "rejects.jsonl").read_text().splitlines()
+    assert [json.loads(line)["id"] for line in lines] == ["cat/nap"]
+
+
+def test_bytes_follow_from_samples(tmp_path):
+    build(tmp_path / "a")
+    build(tmp_path / "b")
+    names = sorted(p.name for p in (tmp_path / "a").iterdir())
+    assert names == sorted(p.name for p in (tmp_path / "b").iterdir())
+    for name in names:
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes(), name
+
+
+def test_shard_of_rejects_has_a_manifest_and_no_tar(tmp_path):
+    manifest = write_shard(str(tmp_path), "train-000000", [REJECT], 95)
+    assert [p.name for p in tmp_path.iterdir()] == ["train-000000.json"]
+    assert Manifest.from_json((tmp_path / "train-000000.json").read_bytes()) == manifest
+
+
+def test_plain_tar_reads_it(tmp_path):
+    build(tmp_path)
+    with tarfile.open(tmp_path / "train-000001.tar") as tar:
+        names = tar.getnames()
+    assert names == [f"bob/news/{n:03}.{field}" for n in range(3) for field in FIELDS]
+
+
+def test_webdataset_reads_it(tmp_path):
+    import webdataset as wds
+
+    build(tmp_path)
+    urls = sorted(str(p) for p in tmp_path.glob("*.tar"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # webdataset warns of its own defaults
+        samples = list(wds.WebDataset(urls, shardshuffle=False))
+    assert len(samples) == 12
+    for sample in samples:
+        fields = {name: sample[name] for name in FIELDS}
+        assert from_fields(sample["__key__"], fields).key == sample["__key__"]
+
+
+@pytest.mark.slow
+def test_hugging_face_reads_it(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    build(tmp_path)
+    found = datasets.load_dataset(
+        "webdataset", data_files=str(tmp_path / "*.tar"), split="train", streaming=True
+    )
+    assert sum(1 for _ in found) == 12
+
+
+def entry_of(folder: Path, key: str = "bob/sea"):
+    return next(v for v in build(folder).videos if v.key == key)
+
+
+def test_missing_shard_is_named(tmp_path):
+    entry = entry_of(tmp_path)
+    (tmp_path / "train-000000.tar").unlink()
+    with pytest.raises(ValueError, match=r"train-000000\.tar is missing"):
+        read_span(str(tmp_path), entry)
+
+
+def test_truncated_shard_is_named(tmp_path):
+    entry = entry_of(tmp_path)
+    tar = tmp_path / "train-000000.tar"
+    tar.write_bytes(tar.read_bytes()[: entry.offset + entry.num_bytes - 1])
+    with pytest.raises(ValueError, match=r"train-000000\.tar is truncated: video bob/sea"):
+        read_span(str(tmp_path), entry)
+
+
+@pytest.mark.parametrize("place", [3, 700, -5])
+def test_altered_shard_is_named(tmp_path, place):
+    entry = entry_of(tmp_path)
+    tar = tmp_path / "train-000000.tar"
+    data = bytearray(tar.read_bytes())
+    data[entry.offset + place % entry.num_bytes] ^= 1
+    tar.write_bytes(data)
+    with pytest.raises(ValueError, match=r"altered: the bytes of video bob/sea"):
+        read_span(str(tmp_path), entry)
+
+
+def test_folder_without_index_names_the_command(tmp_path):
+    with pytest.raises(ValueError, match=r"holds no shards. Run `python pipeline/build_shards.py"):
+        Index.load(str(tmp_path))
+    write_shard(str(tmp_path), "train-000000", [VIDEOS[0]], 95)
+    with pytest.raises(ValueError, match="shards of an unfinished build"):
+        Index.load(str(tmp_path))
+
+
+def test_other_schema_is_refused(tmp_path):
+    build(tmp_path)
+    path = tmp_path / "index.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "schema": 99}))
+    with pytest.raises(ValueError, match="schema 99, and this program reads 1"):
+        Index.load(str(tmp_path))
+
+
+@pytest.mark.parametrize("data", [b"", b"{", b"{}", b"[]", b'{"schema": 99}'])
+def test_half_a_manifest_is_refused(data):
+    with pytest.raises(ValueError, match="Not the manifest of a shard"):
+        Manifest.from_json(data)
+
+
+def test_foreign_member_is_refused():
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as tar:
+        member = tarfile.TarInfo("ann/talk/000.pkl")
+        tar.addfile(member, io.BytesIO())
+    with pytest.raises(ValueError, match=r"not 'ann/talk/000\.pkl'"):
+        samples_in_span(buffer.getvalue())
+
+
+def test_specs_that_differ_are_refused_by_name():
+    other = dataclasses.replace(SPEC, backend="fan", image_px=64)
+    with pytest.raises(ValueError, match=r"image_px is 64, not 48; backend is 'fan', not 'null'"):
+        SPEC.require_same(other, "the checkpoint")
+    SPEC.require_same(dataclasses.replace(SPEC), "itself")
