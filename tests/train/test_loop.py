@@ -133,7 +133,7 @@ def test_only_the_newest_checkpoints_stay(shards, tmp_path):
 def test_other_settings_or_other_videos_are_refused_by_name(shards, tmp_path):
     config = make_config(shards, tmp_path / "run", max_steps=1)
     train(config, ALONE)
-    with pytest.raises(ValueError, match="optimiser.lr_generator was 0.001 and is now 0.002"):
+    with pytest.raises(ValueError, match=r"optimiser\.lr_generator was 0\.001 and is now 0\.002"):
         changed = replace(config.optimiser, lr_generator=2e-3)
         train(replace(config, optimiser=changed), ALONE)
     make_shards(tmp_path / "fewer", persons=("ada", "bob", "eve"))
