@@ -27,6 +27,7 @@ import tyro
 from ray.data import ActorPoolStrategy, DataContext, Datasink
 from ray.data.block import Block, BlockAccessor
 from rich.console import Console
+from rich.markup import escape
 
 from pipeline import ledger, stages
 from pipeline.align import make_aligner
@@ -34,8 +35,10 @@ from pipeline.config import AlignConfig, BuildConfig, FaceSpec
 from pipeline.faces import face_spec
 from pipeline.plan import Plan, Shard, find_videos, make_plan
 from pipeline.progress import Watch, summary
-from pipeline.shard import Index
+from pipeline.report import REPORT, write_report
+from pipeline.shard import INDEX, REJECTS, Index
 from pipeline.stages import Align, Work
+from pipeline.storage import join
 
 Row = dict[str, Any]
 """What travels through the graph: one shard's work, packed by `to_row`, in a block of its own."""
@@ -160,6 +163,8 @@ class ShardSink(Datasink[list[Work]]):
 
 def connect(config: BuildConfig) -> None:
     """Join the cluster that runs here, else start a Ray of our own."""
+    if ray.is_initialized():
+        return
     quiet = {"logging_level": logging.ERROR, "log_to_driver": True}
     for name in ("ray.data._internal", "ray.data.dataset"):
         logging.getLogger(name).setLevel(logging.ERROR)  # Watch and the summary say more
@@ -210,14 +215,15 @@ def build(config: BuildConfig, plan: Plan, console: Console) -> int:
     index = ledger.close(config.output, plan, done, record)
     cpu_s = sum((Counter(work.cpu_s) for work in finished), Counter())
     num_videos = sum(len(work.shard.videos) for work in finished)
+    write_report(config.output)
     console.print(summary(index, cpu_s, num_videos, wall_s, cluster.get("CPU", 1)))
     return conclude(config, index, console)
 
 
 def conclude(config: BuildConfig, index: Index, console: Console) -> int:
     """Print what was written; the exit status says whether too much was rejected."""
-    for path in ledger.written(config.output):
-        print(path)
+    for name in (INDEX, REJECTS, REPORT):
+        print(join(config.output, name))
     rate = index.totals["rejected"] / index.totals["planned"]
     if rate <= config.max_reject_rate:
         return 0
@@ -246,8 +252,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Read the flags and build; returns the exit status."""
     config = tyro.cli(BuildConfig, args=argv, description=__doc__)
     console = Console(stderr=True)
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.default_int_handler)
+    # A cluster manager sends SIGTERM; Ctrl-C without a terminal, as through ssh, comes as SIGHUP.
+    previous = {n: signal.signal(n, _interrupt) for n in (signal.SIGTERM, signal.SIGHUP)}
     try:
         if config.verify:
             return verify(config, console)
@@ -259,8 +265,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         console.print("Stopped. What is finished stays; the same command goes on from there.")
         return 130
     except (ValueError, RuntimeError, OSError) as error:
-        console.print(f"[red]error:[/] {error}", soft_wrap=True, highlight=False)
+        console.print(f"[red]error:[/] {escape(str(error))}", soft_wrap=True, highlight=False)
         return 1
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def _interrupt(number: int, frame: Any) -> None:
+    raise KeyboardInterrupt
 
 
 if __name__ == "__main__":

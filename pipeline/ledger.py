@@ -28,7 +28,7 @@ from pipeline.shard import (
     samples_in_span,
     tar_name,
 )
-from pipeline.storage import join, list_files, read_file, remove_file, sweep, write_file
+from pipeline.storage import list_files, read_file, remove_file, sweep, write_file
 
 RECORD = "build.json"
 
@@ -230,8 +230,3 @@ def _miscounted(name: str, data: bytes, video: VideoEntry) -> Iterator[str]:
     whole = sum(set(fields) == set(FIELDS) for fields in samples.values())
     if whole != video.num_frames:
         yield f"{name}: {video.key} has {whole} whole frames, the index says {video.num_frames}"
-
-
-def written(folder: str) -> list[str]:
-    """List the files, beside the shards, that a finished build leaves."""
-    return [join(folder, name) for name in (INDEX, REJECTS, RECORD)]

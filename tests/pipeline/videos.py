@@ -100,10 +100,10 @@ def truncate(path: Path, share: float) -> Path:
 
 
 def flip_bits(path: Path, start: float, end: float, every: int = 7) -> Path:
-    """Invert every so many bytes of the pictures' data between two shares of it."""
+    """Invert every so many bytes of an mp4's media data between two shares of it."""
     data = bytearray(path.read_bytes())
     first = data.index(b"mdat") + 4
-    length = len(data) - first
+    length = int.from_bytes(data[first - 8 : first - 4], "big") - 8
     for i in range(first + int(length * start), first + int(length * end), every):
         data[i] ^= 0xFF
     path.write_bytes(data)
