@@ -48,7 +48,7 @@ RIGID = [0, 16, 27, 28, 29, 30, 36, 39, 42, 45]
 """Points that move with the skull: ears, nose bridge, corners of the eyes."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Measured:
     """A video's stored frames in numbers: n sets of landmarks as shares of the picture, scores."""
 
@@ -70,7 +70,8 @@ class Measured:
         """
         nose = self.points[:, 30, 0]
         right, left = nose - self.points[:, 2, 0], self.points[:, 14, 0] - nose
-        return np.degrees(np.arcsin(np.clip((right - left) / (right + left), -1, 1)))
+        ratio = (right - left) / np.maximum(np.abs(right) + np.abs(left), 1e-6)
+        return np.degrees(np.arcsin(ratio))
 
     @cached_property
     def wobbles(self) -> Float64[np.ndarray, "n"]:
@@ -94,8 +95,10 @@ def normalised(points: Float64[np.ndarray, "n m 2"]) -> np.ndarray:
 
 
 def write_report(folder: str) -> None:
-    """Write report.html into a folder of finished shards; raises ValueError when it has no
-    index."""
+    """Write report.html into a folder of finished shards.
+
+    Raises ValueError when the folder has no index, or a shard isn't as the index says.
+    """
     index = Index.load(folder)
     measured = [measure(folder, index, entry) for entry in choose(index.videos, MAX_MEASURED)]
     write_file(folder, REPORT, page(index, measured).encode())
@@ -121,7 +124,8 @@ def measure(folder: str, index: Index, entry: VideoEntry) -> Measured:
 
 def page(index: Index, measured: Sequence[Measured]) -> str:
     """Lay the page out."""
-    suspects = sorted(measured, key=lambda m: -m.wobbles.max())[:MAX_SUSPECTS]
+    num_suspects = min(MAX_SUSPECTS, len(measured) // 4)
+    suspects = sorted(measured, key=lambda m: -m.wobbles.max())[:num_suspects]
     unsuspected = [m for m in measured if m not in suspects]
     others = sorted(unsuspected[:MAX_OTHERS], key=lambda m: m.entry.key)
     parts = [
@@ -135,9 +139,9 @@ def page(index: Index, measured: Sequence[Measured]) -> str:
         ),
         section(
             "Faces and rasters",
-            f"<div class=pairs>{''.join(strip(m, index, 2) for m in others)}</div>",
-            f"{len(others)} more videos. Landmarks are drawn over the stored frame; beside it is "
-            "its raster, which is what drives the networks.",
+            "".join(strip(m, index, 2) for m in others),
+            f"{len(others)} videos. Landmarks are drawn over the stored frame; beside it is its "
+            "raster, which is what drives the networks.",
         ),
         section("Rejected", rejects(index), ""),
         section("How it was made", provenance(index), ""),
@@ -150,7 +154,7 @@ def section(title: str, body: str, note: str) -> str:
     if not body:
         return ""
     note = f"<p class=note>{html.escape(note)}</p>" if note else ""
-    return f"<section><h2>{title}</h2>{note}{body}</section>"
+    return f"<section><h2>{title}</h2>{note}<div class=body>{body}</div></section>"
 
 
 def header(index: Index) -> str:
@@ -233,8 +237,8 @@ def strip(measured: Measured, index: Index, num_shown: int) -> str:
         f"unsteadiness {100 * np.median(measured.wobbles):.1f} %, {html.escape(entry.shard)}"
     )
     return (
-        f"<figure class=strip><figcaption>{name} <i class={entry.split}>{entry.split}</i>"
-        f"<small>{facts}</small></figcaption>"
+        f"<figure class='strip frames{num_shown}'><figcaption>{name} "
+        f"<i class={entry.split}>{entry.split}</i><small>{facts}</small></figcaption>"
         f"<img loading=lazy width={pictures.shape[1]} height={THUMB_PX} alt='{name}' "
         f"src='{data_url(pictures)}'></figure>"
     )
@@ -321,19 +325,20 @@ header p { margin: 2px 0 24px } .note { margin: 0 0 16px; max-width: 75ch }
 .figures div { padding: 14px 16px }
 .figures b { display: block; font-size: 25px; line-height: 1.2; font-variant-numeric: tabular-nums }
 .figures span { color: var(--soft) }
-.charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(250px, 1fr)); gap: 12px;
-  margin-top: 12px }
+.charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(250px, 1fr)); gap: 12px }
 figure { margin: 0; padding: 12px 14px }
 figcaption { font-weight: 600; overflow-wrap: anywhere } small { font-weight: 400; font-size: 13px }
 svg { width: 100%; margin-top: 8px; fill: var(--mark) }
 svg line { stroke: var(--warm); stroke-width: 1.5; stroke-dasharray: 3 3 }
 svg text { fill: var(--soft); font-size: 11px } svg .median { fill: var(--warm) }
-.strip { margin-bottom: 12px } .strip small { display: block }
-.pairs { display: grid; grid-template-columns: repeat(auto-fill, minmax(480px, 1fr)); gap: 0 12px }
+.strip small { display: block }
+.body { display: grid; gap: 12px;
+  grid-template-columns: repeat(auto-fill, minmax(min(480px, 100%), 1fr)) }
+.body > :not(.frames2) { grid-column: 1 / -1 }
 .strip img { display: block; width: 100%; height: auto; margin-top: 8px; border-radius: 6px }
 i { font: 600 11px system-ui; padding: 1px 7px; border-radius: 9px; margin-left: 4px;
   background: var(--line); color: var(--soft) } i.val { background: var(--warm); color: #fff }
-.scroll { overflow-x: auto; margin-top: 12px }
+.scroll { overflow-x: auto }
 table { border-spacing: 0; font-size: 14px; width: 100% }
 td, th { padding: 6px 14px; text-align: left; vertical-align: top; overflow-wrap: anywhere }
 tr + tr td { border-top: 1px solid var(--line) } th { color: var(--soft); font-weight: 600 }
