@@ -4,8 +4,9 @@
     ray submit cluster.yaml pipeline/build_shards.py --input s3://B/videos --output s3://B/shards
 
 Finds the faces and landmarks of the people in a folder of videos, and writes them as WebDataset
-shards with an index. The same command again finishes what is missing. What is built is a function of
-the videos and the settings alone: the same bytes on any number of machines, after any number of kills.
+shards with an index. The same command again finishes what is missing. What is built is a function
+of the videos and the settings alone: the same bytes on any number of machines, after any number of
+kills.
 """
 
 import dataclasses
@@ -87,13 +88,13 @@ def run_graph(
     rows = [to_row(Work(shard=shard)) for shard in shards]
     work = ray.data.from_items(rows, override_num_blocks=len(rows))
 
-    # 2. decode: a shard's videos -> their candidate frames, up to a few hundred MB. Beside aligners
-    #    on CPUs Ray fuses it into the actors, which saves the frames a way through the object store.
+    # 2. decode: a shard's videos -> their candidate frames, up to a few hundred MB. Where aligners
+    #    run on CPUs Ray fuses it into the actors and spares the frames a way through the store.
     work = work.map(functools.partial(decode, config=config), num_cpus=resources.task_cpus)
 
     # 3. align: frames -> their landmarks, by actors that keep the network loaded.
     work = work.map(
-        AlignActor,
+        AlignActor,  # type: ignore[arg-type]  # a class, as actors need; Ray annotates functions
         fn_constructor_args=(dataclasses.replace(config.align, device=resources.device),),
         num_cpus=resources.aligner_cpus,
         num_gpus=resources.aligner_gpus,
@@ -163,21 +164,25 @@ class ShardSink(Datasink[list[Work]]):
 
 def connect(config: BuildConfig) -> None:
     """Join the cluster that runs here, else start a Ray of our own."""
-    if ray.is_initialized():
-        return
-    quiet = {"logging_level": logging.ERROR, "log_to_driver": True}
     for name in ("ray.data._internal", "ray.data.dataset"):
         logging.getLogger(name).setLevel(logging.ERROR)  # Watch and the summary say more
+    if ray.is_initialized():
+        return
     if config.ray_address != "local":
         try:
-            ray.init(address=config.ray_address, **quiet)
+            ray.init(address=config.ray_address, logging_level=logging.ERROR)
             return
         except ConnectionError:
             if config.ray_address != "auto":
                 raise ValueError(
                     f"No Ray cluster answers at {config.ray_address}. Give --ray-address local."
                 ) from None
-    ray.init(address="local", num_cpus=config.num_cpus, include_dashboard=False, **quiet)
+    ray.init(
+        address="local",
+        num_cpus=config.num_cpus,
+        include_dashboard=False,
+        logging_level=logging.ERROR,
+    )
 
 
 def build(config: BuildConfig, plan: Plan, console: Console) -> int:
@@ -250,7 +255,9 @@ def verify(config: BuildConfig, console: Console) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Read the flags and build; returns the exit status."""
-    config = tyro.cli(BuildConfig, args=argv, description=__doc__)
+    config = tyro.cli(
+        BuildConfig, args=argv, description=__doc__, config=(tyro.conf.FlagCreatePairsOff,)
+    )
     console = Console(stderr=True)
     # A cluster manager sends SIGTERM; Ctrl-C without a terminal, as through ssh, comes as SIGHUP.
     previous = {n: signal.signal(n, _interrupt) for n in (signal.SIGTERM, signal.SIGHUP)}

@@ -16,7 +16,8 @@ class FaceSpec:
     """How a frame becomes a face picture and its raster.
 
     Bound into the index of the shards, every checkpoint and every person file. Pictures made by two
-    different specs must never meet: what training saw and what a user's own video gives are the same.
+    different specs must never meet: what training saw and what a user's own video gives are the
+    same.
     """
 
     image_px: int
@@ -62,7 +63,8 @@ class AlignConfig:
     """fan: the paper's face-alignment network (GPU wanted). dlib: 68 points on the CPU, for trying
     things out; needs the `dlib` extra. null: a fixed face, to measure all the rest."""
     detector: str = "sfd"
-    """Face detector of the fan backend: sfd, blazeface, retinaface, yunet. The others bring their own."""
+    """Face detector of the fan backend: sfd, blazeface, retinaface, yunet. The others bring their
+    own."""
     weights_dir: str | None = None
     """Folder with the fan backend's weights. Default: where torch.hub keeps its downloads."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -80,7 +82,8 @@ class CropConfig:
     """How the square around a face is cut out."""
 
     image_px: int = 256
-    """Side of the stored face pictures and rasters. Training may shrink them, never enlarge them."""
+    """Side of the stored face pictures and rasters. Training may shrink them, never enlarge
+    them."""
     margin: float = 0.4
     """Room added on each side of the landmarks' box, as a fraction of its longer side."""
 
@@ -98,13 +101,15 @@ class DecodeConfig:
     decode_px: int = 512
     """Frames leave the decoder with at most this many pixels on the longest side."""
     segment_s: float = 10.0
-    """Longer files are cut into equal segments of at most this length: a crop and a track hold for one."""
+    """Longer files are cut into equal segments of at most this length: a crop and a track hold for
+    one."""
     oversample: float = 1.5
     """Candidate frames per stored frame, so that a few without a face don't cost the video."""
     cpu_deadline_s: float = 120.0
     """CPU time after which decoding one video counts as hung."""
     wall_deadline_s: float = 1800.0
-    """Wall-clock time after which it does, for a decoder that waits for ever. Long: storage may be slow."""
+    """Wall-clock time after which it does, for a decoder that waits for ever. Long: storage may be
+    slow."""
 
     def __post_init__(self) -> None:
         if self.decode_px < 16:
@@ -124,8 +129,8 @@ class BuildConfig:
     """Raw video -> shards: finds people's faces and landmarks in a folder of videos."""
 
     input: str = "data/videos"
-    """Folder or s3:// address of the videos: <person>/<video>/<segment>.mp4 as in VoxCeleb2 (also under
-    dev/mp4, test/mp4), <person>/<video>.mp4, or files directly in it, each its own person."""
+    """Folder or s3:// address of the videos: <person>/<video>/<segment>.mp4 as in VoxCeleb2 (also
+    under dev/mp4, test/mp4), <person>/<video>.mp4, or files directly in it, each its own person."""
     output: str = "data/shards"
     """Folder or s3:// address for the shards. The same command again finishes what is missing."""
     seed: int = 0
@@ -152,7 +157,8 @@ class BuildConfig:
     retry_rejects: bool = False
     """Build the shards that hold rejected videos once more."""
     ray_address: str = "auto"
-    """auto: the Ray cluster that runs on this machine, else a Ray of its own. local: always its own."""
+    """auto: the Ray cluster that runs on this machine, else a Ray of its own. local: always its
+    own."""
     num_cpus: int | None = None
     """Cores that a Ray of its own may use. Default: all."""
 

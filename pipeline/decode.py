@@ -2,10 +2,11 @@
 
     segment -> [frames] -> landmarks -> raster -> sample -> shard
 
-A frame is named by its pts, in seconds from the start of the picture track. The frame shown at a time
-t is the last one whose pts is not after t: the same one whether it was reached by decoding from the
-start or by seeking. Rotation and the shape of pixels, which the decoder leaves to the player, are
-applied. The same file, settings and libavcodec give the same bytes. `isolate.py` runs it in a child.
+A frame is named by its pts, in seconds from the start of the picture track. The frame shown at a
+time t is the last one whose pts is not after t: the same one whether it was reached by decoding
+from the start or by seeking. Rotation and the shape of pixels, which the decoder leaves to the
+player, are applied. The same file, settings and libavcodec give the same bytes. `isolate.py` runs
+it in a child.
 """
 
 import contextlib
@@ -159,7 +160,8 @@ def _address(root: str, path: str) -> str:
 
 
 def spread(lengths_s: Sequence[float], wanted: int) -> list[list[float]]:
-    """Place `wanted` times evenly over files laid end to end: for each file, its times in seconds."""
+    """Place `wanted` times evenly over files laid end to end: for each file, its times in
+    seconds."""
     total_s, start_s = sum(lengths_s), 0.0
     times_s = [(i + 0.5) * total_s / wanted for i in range(wanted)]
     placed: list[list[float]] = []
@@ -374,12 +376,12 @@ def _open(address: str) -> Iterator[tuple[InputContainer, VideoStream]]:
     """Open a file at its picture track; raises UnreadableError for what has none."""
     with contextlib.ExitStack() as stack:
         with _as_unreadable(address):
+            source = address
             if is_remote(address):
                 source = stack.enter_context(open_file(address))
-                container = stack.enter_context(av.open(source))
-            else:
-                _require_content(address)
-                container = stack.enter_context(av.open(address))
+            elif Path(address).stat().st_size == 0:
+                raise UnreadableError("the file is empty (0 bytes)")
+            container = stack.enter_context(av.open(source, "r"))
         tracks = [
             s for s in container.streams.video if not s.disposition & Disposition.attached_pic
         ]
@@ -389,15 +391,10 @@ def _open(address: str) -> Iterator[tuple[InputContainer, VideoStream]]:
         yield container, tracks[0]
 
 
-def _require_content(path: str) -> None:
-    """Raise what ails a path before libav can put it in its own words."""
-    if Path(path).stat().st_size == 0:
-        raise UnreadableError("the file is empty (0 bytes)")
-
-
 @contextlib.contextmanager
 def _as_unreadable(address: str) -> Iterator[None]:
-    """Turn the errors of opening a file into UnreadableError, or StorageError where it is to blame."""
+    """Turn the errors of opening a file into UnreadableError, or StorageError where it is to
+    blame."""
     try:
         yield
     except av.error.InvalidDataError:

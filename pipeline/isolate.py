@@ -1,8 +1,9 @@
-"""Decoding in a child process: a file that kills or hangs the decoder costs itself and nothing else.
+"""Decoding in a child process: a file that kills or hangs the decoder costs itself and nothing
+else.
 
 One child serves a worker for as long as both live, one video after another. It ends when the pipe
-closes, and when its parent dies. Over the pipe go a JSON line one way, and a JSON header followed by
-the plain bytes of the pixels the other way: what comes out of a file is never unpickled.
+closes, and when its parent dies. Over the pipe go a JSON line one way, and a JSON header followed
+by the plain bytes of the pixels the other way: what comes out of a file is never unpickled.
 
     python -m pipeline.isolate     the child, which only this module starts
 """
@@ -157,7 +158,7 @@ def _read(pipe: IO[bytes], num_bytes: int) -> bytes:
 def _segment(facts: dict[str, Any], pipe: IO[bytes]) -> SegmentFrames:
     """Read the pixels of one segment straight into their array."""
     pixels = np.empty(facts["shape"], np.uint8)
-    rest = memoryview(pixels).cast("B")
+    rest = pixels.data.cast("B")
     while rest:
         count = pipe.readinto(rest)  # type: ignore[attr-defined]
         if not count:
@@ -215,7 +216,7 @@ def _answer(answers: IO[bytes], header: dict[str, Any], decoded: Decoded) -> Non
     text = json.dumps(header).encode()
     answers.write(len(text).to_bytes(8, "little") + text)
     for segment in segments:
-        answers.write(memoryview(segment.pixels).cast("B"))
+        answers.write(segment.pixels.data)
     answers.flush()
 
 

@@ -1,7 +1,8 @@
-"""What an output folder holds: whose it is, which of its shards are done, and whether they are sound.
+"""What an output folder holds: whose it is, which of its shards are done, and whether they are
+sound.
 
-The folder itself is the record. `build.json` says which job it belongs to, each shard's manifest that
-the shard is done, and `index.json` that all are. A rerun reads these and does the rest.
+The folder itself is the record. `build.json` says which job it belongs to, each shard's manifest
+that the shard is done, and `index.json` that all are. A rerun reads these and does the rest.
 """
 
 import hashlib
@@ -97,8 +98,8 @@ def claim(folder: str, record: Record) -> None:
         foreign = sorted(n for n in names if n == INDEX or n.endswith(".tar"))
         if foreign:
             raise ValueError(
-                f"{folder} holds {foreign[0]} but no {RECORD}: it isn't the output of this program, "
-                "or not all of it. Give another --output."
+                f"{folder} holds {foreign[0]} but no {RECORD}: it isn't this program's output, or "
+                "not all of it. Give another --output."
             )
         write_file(folder, RECORD, record.to_json())
         return
@@ -193,7 +194,6 @@ def verify(folder: str) -> list[str]:
     spans: dict[str, list[VideoEntry]] = {s.name: [] for s in index.shards}
     for video in index.videos:
         spans.setdefault(video.shard, []).append(video)
-    problems += [f"{name}.tar is missing in the index" for name in spans.keys() - set(spans)]
     with ThreadPoolExecutor(4) as pool:
         for found in pool.map(lambda s: list(_faults(folder, s, spans[s.name])), index.shards):
             problems += found
@@ -213,7 +213,7 @@ def _faults(folder: str, shard: ShardEntry, videos: Sequence[VideoEntry]) -> Ite
         return
     what = "is truncated" if len(data) < shard.num_bytes else "was altered"
     hurt = [v.key for v in videos if not _is_intact(data, v)]
-    yield f"{name} {what}: {len(data)} bytes of {shard.num_bytes}; videos hurt: {', '.join(hurt) or 'none'}"
+    yield f"{name} {what}; of its videos {', '.join(hurt) or 'none'} are hurt"
 
 
 def _is_intact(data: bytes, video: VideoEntry) -> bool:

@@ -21,8 +21,11 @@ from pipeline.config import BuildConfig
 from pipeline.storage import find_files, is_remote
 
 VIDEO_SUFFIXES = frozenset(
-    [".3gp", ".asf", ".avi", ".flv", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg"]
-    + [".mts", ".ogv", ".ts", ".vob", ".webm", ".wmv"]
+    f".{suffix}"
+    for suffix in (
+        *("3gp", "asf", "avi", "flv", "m2ts", "m4v", "mkv", "mov", "mp4", "mpeg", "mpg"),
+        *("mts", "ogv", "ts", "vob", "webm", "wmv"),
+    )
 )
 
 VOXCELEB = re.compile(r"^(?:.*/)?(?:dev|test)/mp4/")
@@ -32,12 +35,14 @@ MAX_ID_CHARS = 64
 """Three ids and a number must fit into the 255 characters of a name in a tar."""
 
 MAX_VIDEOS_PER_SHARD = 32
-"""A shard's frames travel through the cluster as one row, which must stay within a few hundred MB."""
+"""A shard's frames travel through the cluster as one row, which must stay within a few hundred
+MB."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Segment:
-    """A stretch of a video file, within which a face can be followed. end_s None: to the file's end."""
+    """A stretch of a video file, within which a face can be followed. end_s None: to the file's
+    end."""
 
     path: str
     name: str
@@ -49,8 +54,8 @@ class Segment:
 class Video:
     """One recording of one person, in one or more files. Its row in W, when it is a training video.
 
-    Each planned segment is a whole file, its path relative to the input folder; the decoder, which is
-    first to know how long a file is, cuts it with `cut`.
+    Each planned segment is a whole file, its path relative to the input folder; the decoder, which
+    is first to know how long a file is, cuts it with `cut`.
     """
 
     person: str
@@ -119,9 +124,10 @@ def find_videos(folder: str) -> list[str]:
             raise ValueError(f"There is no folder {folder}. Give the videos with --input FOLDER.")
         found = list(_walk(folder))
     if not found:
+        known = " ".join(sorted(VIDEO_SUFFIXES))
         raise ValueError(
             f"There are no videos in {folder}. Expected <person>/<video>/<segment>.mp4, "
-            f"<person>/<video>.mp4 or video files directly in it ({' '.join(sorted(VIDEO_SUFFIXES))})."
+            f"<person>/<video>.mp4 or video files directly in it, ending in one of: {known}."
         )
     return found
 
@@ -132,7 +138,8 @@ def _is_video(name: str) -> bool:
 
 
 def _walk(folder: str) -> Iterable[str]:
-    """Yield the video files below a folder. Strings, not Paths: a million of them take their time."""
+    """Yield the video files below a folder. Strings, not Paths: a million of them take their
+    time."""
     waiting, linked = [""], {os.path.realpath(folder)}
     while waiting:
         prefix = waiting.pop()
@@ -176,8 +183,8 @@ def make_plan(listing: Iterable[str], config: BuildConfig) -> Plan:
 def _group(paths: Sequence[str]) -> dict[tuple[str, str], list[str]]:
     """Gather the files of each (person, video), as safe ids."""
     named = [(path, *_names(path)) for path in paths]
-    # Two files that are videos of their own may differ in their suffix alone, or share the name of a
-    # folder: these keep their whole names.
+    # Two files that are videos of their own may differ in their suffix alone, or share the name of
+    # a folder: these keep their whole names.
     taken = Counter((person, video) for _, person, video, alone in named if alone)
     taken.update({(person, video) for _, person, video, alone in named if not alone})
     grouped = defaultdict(list)
@@ -203,8 +210,8 @@ def _names(path: str) -> tuple[str, str, bool]:
 def safe_id(name: str) -> str:
     """Turn a name into an id that a tar, webdataset and a URL all take unharmed.
 
-    Letters, digits, "-" and "_" stay, no leading "_" or "-", at most 64 characters. A name that had to
-    be changed gets a hash of itself, so that two names never become one id.
+    Letters, digits, "-" and "_" stay, no leading "_" or "-", at most 64 characters. A name that had
+    to be changed gets a hash of itself, so that two names never become one id.
     """
     safe = re.sub(r"[^A-Za-z0-9_-]+", "-", name).lstrip("_-")
     if safe == name and 0 < len(safe) <= MAX_ID_CHARS:

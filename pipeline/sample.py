@@ -3,8 +3,9 @@
     segment -> frames -> landmarks -> raster -> [sample] -> shard
 
 A sample is one frame of one video. Its key is "{person}/{video}/{number:03d}" and its fields are
-"jpg" (the frame), "png" (its raster) and "json" (everything else). Nothing is pickled. Keys begin with
-the person and contain no dot: webdataset ends a key at the first one, and skips keys like "__x__".
+"jpg" (the frame), "png" (its raster) and "json" (everything else). Nothing is pickled. Keys begin
+with the person and contain no dot: webdataset ends a key at the first one, and skips keys like
+"__x__".
 """
 
 import json
@@ -89,7 +90,8 @@ def to_fields(sample: Sample, jpeg_quality: int) -> dict[str, bytes]:
 
 
 def from_fields(key: str, fields: Mapping[str, bytes]) -> Sample:
-    """Decode what `to_fields` wrote, by name. Raises ValueError naming the sample and what is wrong."""
+    """Decode what `to_fields` wrote, by name. Raises ValueError naming the sample and what is
+    wrong."""
     if set(fields) != set(FIELDS):
         raise ValueError(f"Sample {key} has the fields {sorted(fields)}, expected {list(FIELDS)}.")
     facts = read_facts(key, fields["json"])

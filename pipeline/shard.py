@@ -4,9 +4,9 @@
 
 A shard is a plain WebDataset tar; its bytes depend on its samples alone. Beside it lies a manifest,
 written after it, which says that the shard is done and what is in it. `index.json` gathers the
-manifests: for each video the shard, the span of bytes, their sha256 and the number of frames. Readers
-take spans, and a span is checked before it is used. The tar is written with the standard library:
-importing webdataset imports torch, 1.2 s and 200 MB in each of a node's workers.
+manifests: for each video the shard, the span of bytes, their sha256 and the number of frames.
+Readers take spans, and a span is checked before it is used. The tar is written with the standard
+library: importing webdataset imports torch, 1.2 s and 200 MB in each of a node's workers.
 """
 
 import hashlib
@@ -59,7 +59,8 @@ class ShardEntry:
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """What one shard holds, written when its tar is in place. A shard of rejects alone has no tar."""
+    """What one shard holds, written when its tar is in place. A shard of rejects alone has no
+    tar."""
 
     name: str
     num_bytes: int
@@ -248,8 +249,8 @@ class Index:
             raise ValueError(f"{join(folder, INDEX)} is not JSON: {error}") from error
         if facts.get("schema") != SCHEMA:
             raise ValueError(
-                f"{join(folder, INDEX)} has schema {facts.get('schema')}, and this program reads {SCHEMA}. "
-                "Build the shards again with this version."
+                f"{join(folder, INDEX)} has schema {facts.get('schema')}, and this program reads "
+                f"{SCHEMA}. Build the shards again with this version."
             )
         for video in facts["videos"]:
             video.pop("key")
@@ -296,21 +297,24 @@ def read_span(folder: str, entry: VideoEntry) -> bytes:
         )
     if hashlib.sha256(span).hexdigest() != entry.sha256:
         raise ValueError(
-            f"Shard {join(folder, name)} was altered: the bytes of video {entry.key} don't have the "
-            f"sha256 of the index. {_again(folder)}"
+            f"Shard {join(folder, name)} was altered: the bytes of video {entry.key} don't have "
+            f"the sha256 of the index. {_again(folder)}"
         )
     return span
 
 
 def _again(folder: str) -> str:
-    return f"Run `build_shards.py --output {folder} --verify`, delete the shards it names, and build again."
+    return (
+        f"Run `python pipeline/build_shards.py --output {folder} --verify`, delete the shards it "
+        "names, and build again."
+    )
 
 
 def samples_in_span(span: bytes) -> dict[int, dict[str, bytes]]:
     """Take a video's bytes apart: number of the frame -> field -> bytes, undecoded.
 
-    The span was checked against the index and `pack` wrote it, so the headers are plain USTAR ones and
-    are walked as such: `tarfile` takes ten times as long, which readers feel at every visit.
+    The span was checked against the index and `pack` wrote it, so the headers are plain USTAR ones
+    and are walked as such: `tarfile` takes ten times as long, which readers feel at every visit.
     """
     samples: dict[int, dict[str, bytes]] = {}
     place = 0

@@ -2,9 +2,9 @@
 
     plan -> [decode -> align -> draw -> write]
 
-A stage takes a `Work` and returns one that has got further. Nothing that is wrong with a video stops
-it: a video that gives nothing becomes a `Reject`. Storage that fails is another matter, since trying
-again may help: it fails the shard, and the others go on.
+A stage takes a `Work` and returns one that has got further. Nothing that is wrong with a video
+stops it: a video that gives nothing becomes a `Reject`. Storage that fails is another matter, since
+trying again may help: it fails the shard, and the others go on.
 """
 
 import functools

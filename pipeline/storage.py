@@ -1,4 +1,5 @@
-"""Whole files in a folder, local or on an object store, written so that nobody ever sees half of one.
+"""Whole files in a folder, local or on an object store, written so that nobody ever sees half of
+one.
 
 Locally a file is written under a temporary name, synced and renamed. An object store has no rename
 and commits an interrupted stream as half an object, so there a file is one put of all its bytes.
@@ -41,7 +42,8 @@ def join(folder: str, name: str) -> str:
 
 
 def write_file(folder: str, name: str, data: bytes) -> None:
-    """Put a whole file in place at once. Raises StorageError, and leaves nothing, when it can't be."""
+    """Put a whole file in place at once. Raises StorageError, and leaves nothing, when it can't
+    be."""
     if is_remote(folder):
         filesystem, root = _filesystem(folder)
         _patiently(
@@ -57,7 +59,8 @@ def write_file(folder: str, name: str, data: bytes) -> None:
 
 
 def _write_local(folder: Path, name: str, data: bytes) -> None:
-    """Write under a temporary name, sync, rename, and sync the folder so that the name lasts too."""
+    """Write under a temporary name, sync, rename, and sync the folder so that the name lasts
+    too."""
     folder.mkdir(parents=True, exist_ok=True)
     temporary = folder / f"{TEMPORARY}{name}-{uuid.uuid4().hex}"
     try:
@@ -81,10 +84,8 @@ def read_file(folder: str, name: str, start: int = 0, num_bytes: int | None = No
     if is_remote(folder):
         filesystem, root = _filesystem(folder)
         end = None if num_bytes is None else start + num_bytes
-        return _patiently(
-            f"read {join(folder, name)}",
-            lambda: filesystem.cat_file(join(root, name), start=start or None, end=end),
-        )
+        call = functools.partial(filesystem.cat_file, join(root, name), start or None, end)
+        return _patiently(f"read {join(folder, name)}", call)  # type: ignore[return-value]
     with (Path(_local(folder)) / name).open("rb") as file:
         file.seek(start)
         return file.read(-1 if num_bytes is None else num_bytes)
@@ -168,7 +169,8 @@ def _filesystem(address: str) -> tuple[fsspec.AbstractFileSystem, str]:
 
 
 def _patiently(what: str, call: Callable[[], T]) -> T:
-    """Call, and call again with growing pauses where the store failed. Missing files fail at once."""
+    """Call, and call again with growing pauses where the store failed. Missing files fail at
+    once."""
     for attempt in range(TRIES):
         try:
             return call()

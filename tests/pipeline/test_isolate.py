@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -69,8 +70,7 @@ def decoder(tmp_path, monkeypatch):
 
 
 def calls() -> list[str]:
-    with open("calls") as file:
-        return [line.split()[1] for line in file]
+    return [line.split()[1] for line in Path("calls").read_text().splitlines()]
 
 
 def test_a_child_gives_what_decoding_here_gives(tmp_path):
@@ -94,8 +94,8 @@ def test_a_child_gives_what_decoding_here_gives(tmp_path):
 def test_one_child_serves_many_videos(decoder):
     for name in ("a", "b", "c"):
         assert not isinstance(decoder.decode(video(name), 5, ".").segments, Reject)
-    with open("calls") as file:
-        assert len({line.split()[0] for line in file}) == 1
+    children = {line.split()[0] for line in Path("calls").read_text().splitlines()}
+    assert len(children) == 1
 
 
 @pytest.mark.parametrize(
@@ -158,7 +158,7 @@ def test_no_orphan_is_left(tmp_path, is_busy):
             f"decoder.decode(video('spin'), 5, '.') if {is_busy} else time.sleep(60)\n",
         ],
         cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": os.getcwd()},
+        env={**os.environ, "PYTHONPATH": str(Path.cwd())},
         stdout=subprocess.PIPE,
         text=True,
     )
@@ -176,7 +176,7 @@ def test_no_orphan_is_left(tmp_path, is_busy):
 
 def is_alive(pid: int) -> bool:
     try:
-        with open(f"/proc/{pid}/stat") as file:
-            return file.read().rsplit(")", 1)[1].split()[0] != "Z"
+        facts = Path(f"/proc/{pid}/stat").read_text()
+        return facts.rsplit(")", 1)[1].split()[0] != "Z"
     except FileNotFoundError:
         return False

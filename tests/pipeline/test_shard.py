@@ -8,6 +8,7 @@ import warnings
 from pathlib import Path
 
 import pytest
+import webdataset as wds
 
 from pipeline.sample import FIELDS, Reject, from_fields, to_fields
 from pipeline.shard import Index, Manifest, read_span, samples_in_span, write_shard
@@ -68,8 +69,6 @@ def test_plain_tar_reads_it(tmp_path):
 
 
 def test_webdataset_reads_it(tmp_path):
-    import webdataset as wds
-
     build(tmp_path)
     urls = sorted(str(p) for p in tmp_path.glob("*.tar"))
     with warnings.catch_warnings():

@@ -1,0 +1,389 @@
+"""The job as people run it: whole, interrupted, repeated, and fed with what it can't use.
+
+Small videos with the null backend, so that every video with a picture has a face. A face that is
+really found is in test_faces.py and in the demo.
+"""
+
+import hashlib
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import ray
+
+from pipeline import build_shards
+from pipeline.sample import from_fields
+from pipeline.shard import Index, read_span, samples_in_span
+from tests.pipeline.videos import (
+    flip_bits,
+    picture,
+    rotate,
+    truncate,
+    write_sound,
+    write_video,
+)
+
+pytestmark = [
+    pytest.mark.filterwarnings(r"ignore::DeprecationWarning:ray\..*"),  # Ray warns of itself
+    pytest.mark.filterwarnings(r"ignore::FutureWarning:ray\..*"),
+]
+
+FLAGS = (
+    *("--align.backend", "null", "--ray-address", "local", "--crop.image-px", "48"),
+    *("--train-frames", "6", "--val-frames", "8", "--min-frames", "4"),
+)
+
+PERSONS = ("ann", "bob", "cat", "dan")
+
+
+def noisy(seed: int, num_frames: int = 25, width: int = 96, height: int = 80) -> list[np.ndarray]:
+    """Draw pictures no two of which are alike."""
+    rng = np.random.default_rng(seed)
+    drawn = [picture(i, width, height).astype(int) for i in range(num_frames)]
+    shapes = [p + rng.integers(-40, 40, (height, width, 3)) for p in drawn]
+    return [np.clip(p, 0, 255).astype(np.uint8) for p in shapes]
+
+
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory) -> Path:
+    """Make eight videos of four people, one of them in three files."""
+    folder = tmp_path_factory.mktemp("videos")
+    for number, person in enumerate(PERSONS):
+        write_video(folder / person / "home.mp4", noisy(number))
+        write_video(folder / person / "office" / "00001.mp4", noisy(10 + number))
+    write_video(folder / "ann" / "office" / "00002.mp4", noisy(20))
+    rotate(write_video(folder / "ann" / "office" / "00003.mp4", noisy(21)), 90)
+    return folder
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_ray():
+    """Share a Ray: main joins one that runs in its process."""
+    ray.init(address="local", num_cpus=2, include_dashboard=False, object_store_memory=300_000_000)
+    yield
+    ray.shutdown()
+
+
+def build(videos: Path, output: Path, *flags: str) -> int:
+    return build_shards.main(["--input", str(videos), "--output", str(output), *FLAGS, *flags])
+
+
+@pytest.fixture(scope="module")
+def built(videos, tmp_path_factory) -> Path:
+    """Build the shards once; tests that change them take a copy."""
+    output = tmp_path_factory.mktemp("built") / "shards"
+    assert build(videos, output) == 0
+    return output
+
+
+def content(folder: Path) -> dict[str, str]:
+    """Hash the files of an output folder, but for the page for people."""
+    return {
+        p.name: hashlib.sha256(p.read_bytes()).hexdigest()
+        for p in sorted(folder.iterdir())
+        if p.suffix in (".tar", ".json", ".jsonl")
+    }
+
+
+def copy(built: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(built, tmp_path / "shards"))
+
+
+def test_every_video_is_stored_whole(built):
+    index = Index.load(str(built))
+    assert [v.key for v in index.videos] == [
+        f"{person}/{video}" for person in PERSONS for video in ("home", "office")
+    ]
+    assert len({v.person for v in index.of_split("val")}) == 1
+    for entry in index.videos:
+        assert entry.num_frames == (8 if entry.split == "val" else 6)
+        samples = samples_in_span(read_span(str(built), entry))
+        for number, fields in samples.items():
+            sample = from_fields(f"{entry.key}/{number:03}", fields)
+            assert sample.frame.shape == (48, 48, 3)
+            assert (sample.person, sample.split) == (entry.person, entry.split)
+            assert np.array_equal(sample.landmarks, np.round(sample.landmarks * 8) / 8)
+    assert {p.suffix for p in built.iterdir()} == {".tar", ".json", ".jsonl", ".html"}
+
+
+def test_frames_come_from_all_files_of_a_video(built):
+    index = Index.load(str(built))
+    entry = next(v for v in index.videos if v.key == "ann/office")
+    samples = samples_in_span(read_span(str(built), entry))
+    originals = [json.loads(fields["json"])["original"] for fields in samples.values()]
+    assert sorted(set(originals)) == [f"ann/office/0000{i}.mp4" for i in (1, 2, 3)]
+
+
+def test_a_second_run_does_nothing(built, videos):
+    before = {p: p.stat().st_mtime_ns for p in built.glob("train-*")}
+    assert build(videos, built) == 0
+    assert {p: p.stat().st_mtime_ns for p in built.glob("train-*")} == before
+
+
+def test_a_rerun_makes_good_what_is_missing_or_broken(built, videos, tmp_path, capfd):
+    output = copy(built, tmp_path)
+    tars = sorted(output.glob("train-*.tar"))
+    tars[0].unlink()
+    truncate(tars[1], 0.7)
+    tars[2].with_suffix(".json").unlink()
+    truncate(tars[3].with_suffix(".json"), 0.5)
+    (output / "index.json").unlink()
+    (output / ".tmp-train-000009.tar-dead").write_bytes(b"half a shard")
+    assert build(videos, output) == 0
+    assert "4 of 8 shards are done already" in capfd.readouterr().err
+    assert content(output) == content(built)
+    assert not list(output.glob(".tmp-*"))
+
+
+def test_files_in_another_order_give_the_same_bytes(built, videos, tmp_path, monkeypatch):
+    found = build_shards.find_videos
+
+    def shuffled(folder: str) -> list[str]:
+        return random.Random(5).sample(found(folder), len(found(folder)))
+
+    monkeypatch.setattr(build_shards, "find_videos", shuffled)
+    assert build(videos, tmp_path / "shards") == 0
+    assert content(tmp_path / "shards") == content(built)
+
+
+def test_another_job_is_refused_by_name(built, videos, tmp_path, capfd):
+    output = copy(built, tmp_path)
+    assert build(videos, output, "--crop.margin", "0.9") == 1
+    assert "face.crop_margin was 0.4, is 0.9" in capfd.readouterr().err
+    assert build(videos, output, "--seed", "3") == 1
+    assert "config.seed was 0, is 3" in capfd.readouterr().err
+    more = Path(shutil.copytree(videos, tmp_path / "videos"))
+    write_video(more / "eve" / "home.mp4", noisy(99))
+    assert build(more, output) == 1
+    assert "plan.videos was 8, is 9" in capfd.readouterr().err
+    assert content(output) == content(built)
+
+
+def test_a_folder_of_something_else_is_refused(videos, tmp_path, capfd):
+    (tmp_path / "photos.tar").write_bytes(b"my holiday")
+    assert build(videos, tmp_path) == 1
+    assert "holds photos.tar but no build.json" in capfd.readouterr().err
+    assert [p.name for p in tmp_path.iterdir()] == ["photos.tar"]
+
+
+def test_verify_finds_what_is_wrong(built, tmp_path, capfd):
+    output = copy(built, tmp_path)
+    assert build_shards.main(["--output", str(output), "--verify"]) == 0
+    tars = sorted(output.glob("train-*.tar"))
+    entry = next(v for v in Index.load(str(output)).videos if v.shard == tars[2].stem)
+    tars[0].unlink()
+    truncate(tars[1], 0.5)
+    data = bytearray(tars[2].read_bytes())
+    data[1000] ^= 1
+    tars[2].write_bytes(data)
+    shutil.copy(tars[3], output / "copy.tar")
+    assert build_shards.main(["--output", str(output), "--verify"]) == 1
+    said = capfd.readouterr().err
+    assert f"{tars[0].name} is missing" in said
+    assert f"{tars[1].name} is truncated" in said
+    assert f"{tars[2].name} was altered; of its videos {entry.key} are hurt" in said
+    assert "copy.tar is not in the index" in said
+
+
+def test_dry_run_writes_nothing(videos, tmp_path, capfd):
+    assert build(videos, tmp_path / "shards", "--dry-run") == 0
+    said = capfd.readouterr().err
+    assert "4 persons" in said
+    assert '"train_frames": 6' in said
+    assert not (tmp_path / "shards").exists()
+
+
+BAD = {
+    "empty": "decode: the file is empty",
+    "text": "decode: not a video, or its header is cut off or damaged",
+    "tail": "decode: not a video, or its header is cut off or damaged",
+    "noise": "decode: damaged after 0.00 s",
+    "sound": "decode: no picture track",
+    "folder": "decode: can't be opened",
+    "gone": "decode: can't be opened",
+    "one": "faces: too few frames",
+    "frozen": "faces: frozen picture",
+    "hang": "decode: the decoder died 2 times",
+}
+
+
+def add_bad_files(folder: Path) -> None:
+    """Put one of each bad kind beside the good ones, each as a person's only video."""
+    (folder / "empty").mkdir(parents=True)
+    (folder / "empty" / "a.mp4").touch()
+    (folder / "text").mkdir()
+    (folder / "text" / "a.mp4").write_text("This is not a video.")
+    truncate(write_video(folder / "tail" / "a.mp4", noisy(1)), 0.6)
+    flip_bits(write_video(folder / "noise" / "a.mp4", noisy(2)), 0.02, 1.0, every=31)
+    (folder / "sound").mkdir()
+    write_sound(folder / "sound" / "a.mp4")
+    (folder / "gone").mkdir()
+    (folder / "gone" / "a.mp4").symlink_to("nowhere.mp4")
+    write_video(folder / "one" / "a.mp4", noisy(3, num_frames=1))
+    write_video(folder / "frozen" / "a.mp4", [picture(0, 96, 80)] * 25)
+    (folder / "hang").mkdir()
+    os.mkfifo(folder / "hang" / "a.mp4")  # opening it waits for ever
+
+
+def test_bad_videos_are_rejected_and_the_rest_is_unharmed(videos, tmp_path, capfd):
+    mixed = Path(shutil.copytree(videos, tmp_path / "videos"))
+    add_bad_files(mixed)
+    output = tmp_path / "shards"
+    limits = ("--decode.wall-deadline-s", "3", "--max-reject-rate", "0.6")
+    assert build(mixed, output, *limits) == 0
+    index = Index.load(str(output))
+    bad = {person: reason for person, reason in BAD.items() if person != "folder"}
+    rejects = {r.id.split("/")[0]: f"{r.stage}: {r.reason}" for r in index.rejects}
+    assert rejects.keys() == bad.keys()
+    for person, reason in bad.items():
+        assert rejects[person].startswith(reason), person
+    assert index.totals["planned"] == 17 == index.totals["accepted"] + index.totals["rejected"]
+    assert {v.person for v in index.videos} == set(PERSONS)
+    lines = [json.loads(x) for x in (output / "rejects.jsonl").read_text().splitlines()]
+    assert {x["id"] for x in lines if x["what"] == "video"} == {r.id for r in index.rejects}
+    assert "9 of 17 videos" in capfd.readouterr().err
+
+    # Mended files get another try, which nothing else is touched by.
+    untouched = {p.name: p.stat().st_mtime_ns for p in output.glob("*.tar")}
+    write_video(mixed / "text" / "a.mp4", noisy(7))
+    assert build(mixed, output, *limits, "--retry-rejects") == 0
+    assert {r.id for r in Index.load(str(output)).rejects} == {
+        f"{person}/a" for person in bad if person != "text"
+    }
+    assert untouched.items() <= {p.name: p.stat().st_mtime_ns for p in output.glob("*.tar")}.items()
+
+
+def test_too_many_rejects_fail_the_job_with_its_shards_finished(videos, tmp_path, capfd):
+    mixed = Path(shutil.copytree(videos, tmp_path / "videos"))
+    (mixed / "eve.mp4").write_text("This is not a video.")
+    assert build(mixed, tmp_path / "shards", "--max-reject-rate", "0.1") == 1
+    assert "11% of the videos were rejected, more than" in capfd.readouterr().err
+    assert Index.load(str(tmp_path / "shards")).totals["accepted"] == 8
+
+
+def test_nothing_but_rejects(tmp_path):
+    (tmp_path / "videos").mkdir()
+    (tmp_path / "videos" / "a.mp4").write_text("This is not a video.")
+    assert build(tmp_path / "videos", tmp_path / "shards") == 1
+    assert Index.load(str(tmp_path / "shards")).totals["rejected"] == 1
+
+
+@pytest.mark.parametrize("what", ["nowhere", "empty"])
+def test_no_videos_is_a_clear_error(tmp_path, capfd, what):
+    (tmp_path / "empty").mkdir()
+    assert build(tmp_path / what, tmp_path / "shards") == 1
+    assert "error: There " in capfd.readouterr().err
+
+
+def test_a_full_disk_stops_the_job_with_nothing_half_written(videos, tmp_path, capfd):
+    output = tmp_path / "small"
+    output.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=96k", "none", str(output)]
+    if subprocess.run(mount, check=False, capture_output=True).returncode:
+        pytest.skip("needs the right to mount a small disk")
+    try:
+        assert build(videos, output) == 1
+        assert "No space left on device" in capfd.readouterr().err
+        assert not (output / "index.json").exists()
+        for tar in output.glob("*.tar"):
+            assert tar.stat().st_size > 0
+            assert tar.stat().st_size % 10240 == 0
+    finally:
+        subprocess.run(["umount", str(output)], check=True)
+
+
+def start(script: Path, videos: Path, output: Path, *flags: str) -> subprocess.Popen[str]:
+    """Start the job as a process of its own, from elsewhere, as `ray submit` does."""
+    command = [sys.executable, str(script), "--input", str(videos), "--output", str(output)]
+    return subprocess.Popen(
+        [*command, *FLAGS, *flags],
+        cwd=script.parent,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+
+
+def finish(process: subprocess.Popen[str]) -> tuple[int, str]:
+    said, _ = process.communicate(timeout=120)
+    return process.returncode, said
+
+
+@pytest.fixture
+def script(tmp_path) -> Path:
+    """Copy the one script, as `ray submit` does."""
+    home = tmp_path / "home"
+    home.mkdir()
+    return Path(shutil.copy(build_shards.__file__, home / "build_shards.py"))
+
+
+def test_a_copied_script_on_one_cpu_gives_the_same_bytes(built, videos, script, tmp_path):
+    output = tmp_path / "shards"
+    status, said = finish(start(script, videos, output, "--num-cpus", "1"))
+    assert status == 0, said
+    assert content(output) == content(built)
+    for name in ("index.json", "rejects.jsonl", "report.html"):
+        assert str(output / name) in said.split()
+
+
+def whole_shards(output: Path) -> Sequence[Path]:
+    return sorted(output.glob("*-*.json"))
+
+
+def kill_midway(process: subprocess.Popen[str], output: Path, number: int, num_shards: int) -> None:
+    """Send a signal when so many shards are done."""
+    end = time.monotonic() + 90
+    while len(whole_shards(output)) < num_shards and time.monotonic() < end:
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.01)
+    process.send_signal(number)
+
+
+def assert_nothing_is_half_written(output: Path, built: Path) -> None:
+    sound = content(built)
+    for name, digest in content(output).items():
+        if name != "build.json":
+            assert digest == sound[name], name
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+def test_what_is_finished_survives_a_signal(built, videos, script, tmp_path, number):
+    output = tmp_path / "shards"
+    process = start(script, videos, output)
+    kill_midway(process, output, number, 3)
+    status, said = finish(process)
+    assert status == (-signal.SIGKILL if number == signal.SIGKILL else 130), said
+    time.sleep(1.0)  # workers of a killed driver take a moment to notice
+    done = len(whole_shards(output))
+    assert 3 <= done
+    assert_nothing_is_half_written(output, built)
+    assert build(videos, output) == 0
+    assert content(output) == content(built)
+
+
+@pytest.mark.slow
+def test_any_number_of_kills_at_any_moment_changes_no_byte(built, videos, script, tmp_path):
+    output = tmp_path / "shards"
+    moments = random.Random(0)
+    for _ in range(10):
+        process = start(script, videos, output)
+        end = time.monotonic() + moments.uniform(1, 14)
+        while process.poll() is None and time.monotonic() < end:
+            if output.exists():
+                assert_nothing_is_half_written(output, built)
+            time.sleep(0.02)
+        process.kill()
+        finish(process)
+    time.sleep(2.0)
+    assert build(videos, output) == 0
+    assert content(output) == content(built)
