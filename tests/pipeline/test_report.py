@@ -27,7 +27,7 @@ from tests.pipeline.samples import SPEC, make_sample
 
 
 def video(person: str, num_frames: int, shift: float = 0.0) -> list[Sample]:
-    """A video of a schematic face that moves right; in its last frame, jaw and brows shift by `shift` px."""
+    """A schematic face that moves right; in its last frame, jaw and brows shift by `shift` px."""
     samples = []
     for number in range(num_frames):
         sample = make_sample(person, "talk", number)
