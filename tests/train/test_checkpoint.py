@@ -69,7 +69,7 @@ class Bomb:
 def test_code_in_a_file_is_refused_and_not_run(tmp_path, capsys):
     path = tmp_path / "model.pt"
     torch.save({"bomb": Bomb()}, path)
-    with pytest.raises(ValueError, match="model.pt is not a readable checkpoint"):
+    with pytest.raises(ValueError, match=r"model\.pt is not a readable checkpoint"):
         checkpoint.load(path)
     assert "executed" not in capsys.readouterr().out
 
@@ -77,5 +77,5 @@ def test_code_in_a_file_is_refused_and_not_run(tmp_path, capsys):
 def test_a_truncated_file_is_named(tmp_path):
     path = save(tmp_path, 1) / "rows.pt"
     path.write_bytes(path.read_bytes()[:200])
-    with pytest.raises(ValueError, match="rows.pt is not a readable checkpoint"):
+    with pytest.raises(ValueError, match=r"rows\.pt is not a readable checkpoint"):
         checkpoint.load(path)
