@@ -4,7 +4,7 @@ The landmarks follow the picture, so a raster drawn from them still fits it. Fra
 must change alike: what the embedder sees of a person is what the generator has to draw.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import cos, log, radians, sin
 
 import cv2
@@ -49,6 +49,10 @@ class View:
             offset=random.uniform(-MAX_OFFSET, MAX_OFFSET, 3),
             flip=bool(random.integers(2)),
         )
+
+    def in_place(self) -> "View":
+        """Return the same turn, zoom and shift, without a mirror or other colours."""
+        return replace(self, gain=np.ones(3), offset=np.zeros(3), flip=False)
 
     def of_frame(self, frame: UInt8[np.ndarray, "p p 3"]) -> UInt8[np.ndarray, "p p 3"]:
         """Return the frame in this view; its edges are repeated where it doesn't reach."""

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from pipeline.rasterize import draw
-from pipeline.sample import decode_picture, read_facts
+from pipeline.sample import Sample, decode_picture, read_facts
 from pipeline.shard import Index, VideoEntry, read_span, samples_in_span
 from pipeline.storage import StorageError
 from train.augment import View
@@ -174,6 +174,27 @@ class Shards:
         return Faces(frames=frames, rasters=rasters, landmarks=landmarks)
 
 
+def faces_of_samples(samples: Sequence[Sample], image_px: int) -> Faces:
+    """Return samples that were just made, from a user's own video, as shards would give them."""
+    fitted = [_at_size(s.frame, s.landmarks, len(s.frame), image_px) for s in samples]
+    return Faces(
+        frames=np.stack([frame for frame, _ in fitted]),
+        rasters=np.stack([draw(points, image_px) for _, points in fitted]),
+        landmarks=np.stack([points for _, points in fitted]),
+    )
+
+
+def faces_in_view(faces: Faces, views: Sequence[View]) -> Faces:
+    """Return every face in a view of its own, with rasters drawn anew."""
+    px = faces.frames.shape[1]
+    landmarks = [v.of_points(p, px) for v, p in zip(views, faces.landmarks, strict=True)]
+    return Faces(
+        frames=np.stack([v.of_frame(f) for v, f in zip(views, faces.frames, strict=True)]),
+        rasters=np.stack([draw(points, px) for points in landmarks]),
+        landmarks=np.stack(landmarks),
+    )
+
+
 def make_loader(
     shards: Shards,
     *,
@@ -271,12 +292,22 @@ def _face(
     """Decode one sample's frame and landmarks at `image_px`, seen in `view`."""
     frame = decode_picture(fields["jpg"], f"{key}.jpg")
     points = np.array(read_facts(key, fields["json"])["landmarks"], np.float32)
-    if image_px != stored_px:
-        frame = cv2.resize(frame, (image_px, image_px), interpolation=cv2.INTER_AREA)
-        points = points * np.float32(image_px / stored_px)
+    frame, points = _at_size(frame, points, stored_px, image_px)
     if view is None:
         return frame, points
     return view.of_frame(frame), view.of_points(points, image_px)
+
+
+def _at_size(
+    frame: UInt8[np.ndarray, "s s 3"],
+    points: Float32[np.ndarray, "68 2"],
+    stored_px: int,
+    image_px: int,
+) -> tuple[UInt8[np.ndarray, "p p 3"], Float32[np.ndarray, "68 2"]]:
+    if image_px == stored_px:
+        return frame, points
+    small = cv2.resize(frame, (image_px, image_px), interpolation=cv2.INTER_AREA)
+    return small.astype(np.uint8, copy=False), points * np.float32(image_px / stored_px)
 
 
 def _pixels(faces: Faces, row: int, key: str) -> _Pixels:

@@ -10,7 +10,7 @@ hash.
 import copy
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
 
 import numpy as np
 import torch
@@ -21,12 +21,15 @@ from model.config import ModelConfig
 from model.discriminator import Discriminator
 from model.generator import Generator
 from model.spectral import fold_spectral_norm
-from pipeline.config import FaceSpec
+from pipeline.align import Aligner, make_aligner
+from pipeline.config import AlignConfig, Backend, FaceSpec
+from pipeline.faces import require_aligner
 from train.checkpoint import Base, find_model, hash_file, load, load_base, save_file
 
 SCHEMA = 1
 
 Kind = Literal["feed-forward", "light", "full"]
+Device = Literal["auto", "cpu", "cuda"]
 
 
 class PersonalGenerator(nn.Module):
@@ -87,6 +90,20 @@ class Person:
                 f"{'is missing' if self.generator is None else 'is given'}: only a full person "
                 "carries one"
             )
+
+
+def aligner_of(face: FaceSpec, *, weights_dir: str | None, device: Device) -> Aligner:
+    """Load the landmark backend that a base or person is bound to; raise if it's another one."""
+    aligner = make_aligner(
+        AlignConfig(
+            backend=cast(Backend, face.backend),
+            detector=face.detector,
+            weights_dir=weights_dir,
+            device=device,
+        )
+    )
+    require_aligner(face, aligner)
+    return aligner
 
 
 def save_person(path: Path, person: Person) -> None:

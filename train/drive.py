@@ -1,0 +1,162 @@
+"""A personal model + a driving video -> a film of that person, moving as the driver does.
+
+    python train/drive.py --person people/ada.pt --driver clips/bob.mp4 --output ada-as-bob.mp4
+
+Any face drives any person: the driver's landmarks are fitted to the person's face. Rate and sound
+are the driver's. The film says in its metadata that it is synthetic.
+"""
+
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+import tyro
+from jaxtyping import Bool, Float, Float64, UInt8
+from tqdm import tqdm
+
+from pipeline.align import Aligner
+from pipeline.config import DecodeConfig
+from pipeline.crop import Square, crop, square_of, to_crop
+from pipeline.decode import iter_frames, video_info
+from pipeline.rasterize import draw
+from pipeline.storage import StorageError
+from train.data import to_pixels, to_tensor
+from train.film import Film
+from train.motion import adapt, hold, smooth
+from train.person import Device, Person, PersonalGenerator, aligner_of, load_generator, load_person
+from train.world import connect
+
+CHUNK_FRAMES = 128
+"""Driver frames that are in memory at once."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DriveConfig:
+    """Drive a person with a video."""
+
+    person: Path
+    """The person's file, from train/finetune.py."""
+    driver: Path
+    """A video of anybody's face."""
+    output: Path
+    """The film to write, an mp4."""
+    base: Path | None = None
+    """The base of a feed-forward or light person, where it isn't at the path in the file."""
+    absolute: bool = False
+    """Draw the driver's own landmarks, not fitted to the person: for driving with oneself."""
+    side_by_side: bool = False
+    """Show driver, raster and film beside each other."""
+    smooth_s: float = 0.05
+    """How far in time landmarks are smoothed, in seconds; 0 leaves them as found."""
+    batch_size: int = 16
+    """Frames drawn at once."""
+    precision: Literal["bf16", "fp32"] = "bf16"
+    """Arithmetic of the generator."""
+    weights_dir: str | None = None
+    """Folder with the fan landmark backend's weights, where torch hub's cache lacks them."""
+    device: Device = "auto"
+    """Where landmarks are found."""
+
+    def __post_init__(self) -> None:
+        if self.smooth_s < 0:
+            raise ValueError(f"smooth_s is {self.smooth_s}: give 0 or more seconds")
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size is {self.batch_size}: give at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Motion:
+    """What a driver does: landmarks in pixels of its frames, and where no face was found."""
+
+    points: Float[np.ndarray, "n 68 2"]
+    found: Bool[np.ndarray, " n"]
+    pts_s: Float64[np.ndarray, " n"]
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Parse the flags, make the film, and say what it is."""
+    config = tyro.cli(DriveConfig, args=argv, description=__doc__)
+    started = time.monotonic()
+    try:
+        person = load_person(config.person)
+        with connect() as world:
+            generator = load_generator(person, config.base).to(world.device)
+            motion = drive(config, person, generator)
+    except (ValueError, StorageError) as error:
+        sys.exit(f"drive: {error}")
+    took_s = time.monotonic() - started
+    num_frames, held = len(motion.pts_s), int((~motion.found).sum())
+    print(
+        f"{config.output}: {num_frames} frames at {video_info(config.output).fps:.4g} fps, "
+        f"{held} held without a face, {num_frames / took_s:.1f} frames/s, {took_s:.0f} s"
+    )
+
+
+def drive(config: DriveConfig, person: Person, generator: PersonalGenerator) -> Motion:
+    """Write the film; return the driver's motion as it was found."""
+    aligner = aligner_of(person.face, weights_dir=config.weights_dir, device=config.device)
+    motion = find_motion(config.driver, aligner)
+    steady = smooth(hold(motion.points, motion.found), motion.pts_s, config.smooth_s)
+    square = square_of(motion.points[motion.found], person.face.crop_margin)
+    px = person.model.image_px
+    points = to_crop(steady, square, px)
+    if not config.absolute:
+        points = adapt(points, person.landmarks)
+    rasters = np.stack([draw(shape, px) for shape in points])
+    beside = driver_views(config.driver, square, px) if config.side_by_side else None
+    with Film(config.output, config.driver) as film:
+        pictures = draw_person(generator, rasters, config)
+        for raster, picture, pts_s in zip(
+            rasters,
+            tqdm(pictures, total=len(rasters), unit="frame", desc="drawing"),
+            motion.pts_s,
+            strict=True,
+        ):
+            shown = [picture] if beside is None else [next(beside), raster, picture]
+            film.add(np.concatenate(shown, axis=1), float(pts_s))
+    return motion
+
+
+def find_motion(driver: Path, aligner: Aligner) -> Motion:
+    """Find the landmarks of every frame; the frames are not kept."""
+    frames = iter_frames(driver, DecodeConfig().decode_px)
+    points, found, times = [], [], []
+    with tqdm(unit="frame", desc="landmarks") as bar:
+        while chunk := list(islice(frames, CHUNK_FRAMES)):
+            seen = aligner.landmarks(np.stack([pixels for pixels, _ in chunk]))
+            points.append(seen.points)
+            found.append(seen.found)
+            times += [pts_s for _, pts_s in chunk]
+            bar.update(len(chunk))
+    if not times:
+        raise ValueError(f"{driver} holds no frame that can be decoded")
+    return Motion(points=np.concatenate(points), found=np.concatenate(found), pts_s=np.array(times))
+
+
+@torch.no_grad()
+def draw_person(
+    generator: PersonalGenerator, rasters: UInt8[np.ndarray, "n p p 3"], config: DriveConfig
+) -> Iterator[UInt8[np.ndarray, "p p 3"]]:
+    """Yield the person's picture for every raster."""
+    device = generator.psi.device
+    for start in range(0, len(rasters), config.batch_size):
+        chosen = torch.from_numpy(rasters[start : start + config.batch_size])
+        with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):
+            x_hat = generator(to_tensor(chosen.to(device)))
+        yield from to_pixels(x_hat)
+
+
+def driver_views(driver: Path, square: Square, px: int) -> Iterator[UInt8[np.ndarray, "p p 3"]]:
+    """Yield the driver's frames as the model would have seen them."""
+    for pixels, _ in iter_frames(driver, DecodeConfig().decode_px):
+        yield crop(pixels, square, px)
+
+
+if __name__ == "__main__":
+    main()
