@@ -14,7 +14,7 @@ import importlib.util
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import cv2
 import numpy as np
@@ -57,8 +57,8 @@ class Landmarks:
 
 
 @runtime_checkable
-class Aligner(Protocol):
-    """A landmark backend. backend, detector and weights_sha256 say which, for the record."""
+class Identified(Protocol):
+    """Says which backend, detector and weights landmarks come from, for the record."""
 
     @property
     def backend(self) -> str: ...
@@ -69,6 +69,11 @@ class Aligner(Protocol):
     @property
     def weights_sha256(self) -> str: ...
 
+
+@runtime_checkable
+class Aligner(Identified, Protocol):
+    """A landmark backend, loaded."""
+
     def landmarks(self, frames: UInt8[np.ndarray, "n h w 3"]) -> Landmarks:
         """Find the landmarks of one segment's frames, given in order of time."""
         ...
@@ -78,6 +83,14 @@ class Aligner(Protocol):
         ...
 
 
+class Identity(NamedTuple):
+    """What a backend is, without the backend."""
+
+    backend: str
+    detector: str
+    weights_sha256: str
+
+
 def make_aligner(config: AlignConfig) -> Aligner:
     """Load the backend that the config names, or say what is missing."""
     if config.backend == "fan":
@@ -85,6 +98,17 @@ def make_aligner(config: AlignConfig) -> Aligner:
 
         return FanAligner(config)
     return DlibAligner() if config.backend == "dlib" else NullAligner()
+
+
+def identify(config: AlignConfig) -> Identity:
+    """Say what `make_aligner` would load, and what is missing for it, without loading it."""
+    if config.backend == "fan":
+        from pipeline.align_fan import identify_fan  # noqa: PLC0415 (it imports torch)
+
+        return identify_fan(config)
+    if config.backend == "dlib":
+        return Identity("dlib", DlibAligner.detector, file_sha256(dlib_weights()))
+    return Identity("null", NullAligner.detector, NullAligner.weights_sha256)
 
 
 def overlap(a: Box, b: Box) -> float:

@@ -24,7 +24,15 @@ from face_alignment.detection.core import FaceDetector
 from face_alignment.models import FAN
 from jaxtyping import Float32, UInt8
 
-from pipeline.align import Box, Landmarks, ScoredBox, area, file_sha256, follow_face
+from pipeline.align import (
+    Box,
+    Identity,
+    Landmarks,
+    ScoredBox,
+    area,
+    file_sha256,
+    follow_face,
+)
 from pipeline.config import AlignConfig
 
 FAN_URL = models_urls["2DFAN-4"]
@@ -56,7 +64,7 @@ class FanAligner:
         folder = weights_folder(config.weights_dir)
         fan_file, *detector_files = fan_weights(config.detector, folder)
         self.detector = config.detector
-        self.weights_sha256 = "+".join(file_sha256(file) for file in (fan_file, *detector_files))
+        self.weights_sha256 = identify_fan(config).weights_sha256
         self._device = choose_device(config.device)
         self._batch_frames = config.batch_frames
         try:
@@ -122,6 +130,12 @@ class FanAligner:
         planes = np.ascontiguousarray(pictures.transpose(0, 3, 1, 2)).astype(np.float32) / 255.0
         last_stack = self._net(torch.from_numpy(planes).to(self._device))[-1]
         return last_stack.float().cpu().numpy()
+
+
+def identify_fan(config: AlignConfig) -> Identity:
+    """Hash the files that the config names, FAN's first."""
+    files = fan_weights(config.detector, weights_folder(config.weights_dir))
+    return Identity("fan", config.detector, "+".join(file_sha256(file) for file in files))
 
 
 def weights_folder(weights_dir: str | None) -> Path:

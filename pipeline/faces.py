@@ -17,7 +17,7 @@ import cv2
 import numpy as np
 from jaxtyping import Bool, Float32, Shaped, UInt8
 
-from pipeline.align import SAME_FACE_IOU, Aligner, Landmarks, overlap
+from pipeline.align import SAME_FACE_IOU, Aligner, Identified, Landmarks, overlap
 from pipeline.config import CropConfig, DecodeConfig, FaceSpec
 from pipeline.crop import Square, crop, square_of, to_crop
 from pipeline.decode import SegmentFrames, decode_video, iter_frames
@@ -51,7 +51,7 @@ CUT = "cut or jump"
 TOO_FEW = "too few frames"
 
 
-def face_spec(aligner: Aligner, config: CropConfig) -> FaceSpec:
+def face_spec(aligner: Identified, config: CropConfig) -> FaceSpec:
     """Record how frames become faces and rasters, to be bound to all that is made of them."""
     return FaceSpec(
         image_px=config.image_px,
@@ -148,7 +148,7 @@ def read_faces(
     )
 
 
-def require_aligner(spec: FaceSpec, aligner: Aligner) -> None:
+def require_aligner(spec: FaceSpec, aligner: Identified) -> None:
     """Raise ValueError unless this aligner and this program's raster are those of the spec."""
     here = replace(
         spec,

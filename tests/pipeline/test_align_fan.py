@@ -11,7 +11,7 @@ from face_alignment.detection.sfd.net_s3fd import s3fd
 from face_alignment.models import FAN
 from skimage.data import astronaut
 
-from pipeline.align import make_aligner
+from pipeline.align import identify, make_aligner
 from pipeline.align_fan import fan_weights
 from pipeline.config import AlignConfig
 
@@ -84,7 +84,7 @@ def test_the_weights_are_recorded_by_hash(config, torch_home):
     hashes = [hashlib.sha256((checkpoints / f).read_bytes()) for f in (FAN_FILE, SFD_FILE)]
     aligner = make_aligner(config)
     assert aligner.weights_sha256 == "+".join(h.hexdigest() for h in hashes)
-    assert (aligner.backend, aligner.detector) == ("fan", "sfd")
+    assert identify(config) == ("fan", "sfd", aligner.weights_sha256)
 
 
 def test_missing_weights_are_an_error_that_says_what_to_do(tmp_path, monkeypatch):
