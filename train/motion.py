@@ -22,6 +22,7 @@ MOST_STRETCH = 2.0
 SETTLED = 20  # rounds of the mean shape, far more than it takes
 
 Points = Float[np.ndarray, "n 68 2"]
+Sources = Float[np.ndarray, "t 68 2"]
 Shape = Float[np.ndarray, "68 2"]
 
 
@@ -54,7 +55,7 @@ def smooth(points: Points, pts_s: Float64[np.ndarray, " n"], width_s: float) -> 
     return smoothed.reshape(points.shape).astype(points.dtype)
 
 
-def adapt(driver: Points, person: Points) -> Points:
+def adapt(driver: Points, person: Sources) -> Points:
     """Carry the driver's motion over to a person's face, in pixels of the person's pictures.
 
     Turns of the head in the plane, its nearing and its shifts are kept relative to the driver's
