@@ -31,7 +31,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from pipeline import ledger, stages
-from pipeline.align import make_aligner
+from pipeline.align import identify
 from pipeline.config import AlignConfig, BuildConfig, FaceSpec
 from pipeline.faces import face_spec
 from pipeline.plan import Plan, Shard, find_videos, make_plan
@@ -40,6 +40,9 @@ from pipeline.report import REPORT, write_report
 from pipeline.shard import INDEX, REJECTS, Index
 from pipeline.stages import Align, Work
 from pipeline.storage import join
+
+FAN_CPU_S = 0.5
+"""What a frame costs fan and its detector on one CPU core, roughly."""
 
 Row = dict[str, Any]
 """What travels through the graph: one shard's work, packed by `to_row`, in a block of its own."""
@@ -185,13 +188,26 @@ def connect(config: BuildConfig) -> None:
     )
 
 
+def catch_signals() -> dict[signal.Signals, Any]:
+    """Let signals end the job like Ctrl-C; returns what they did before.
+
+    A cluster manager sends SIGTERM; a Ctrl-C that comes through ssh without a terminal is SIGHUP.
+    """
+
+    def interrupt(number: int, frame: Any) -> None:
+        raise KeyboardInterrupt
+
+    return {n: signal.signal(n, interrupt) for n in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)}
+
+
 def build(config: BuildConfig, plan: Plan, console: Console) -> int:
     """Build what is missing and close the build; returns the exit status."""
     connect(config)
+    catch_signals()  # once more: Ray has put its own in their place
     cluster = ray.cluster_resources()
     resources = Resources.of(cluster, config)
-    # The weights are on every node; the driver reads them for their sha256 and needs no GPU for it.
-    spec = face_spec(make_aligner(dataclasses.replace(config.align, device="cpu")), config.crop)
+    # The weights are on every node; the driver reads them for their sha256 alone.
+    spec = face_spec(identify(config.align), config.crop)
     record = ledger.record_of(plan, config, spec, resources.device)
     ledger.claim(config.output, record)
     done = ledger.read_done(config.output, plan)
@@ -201,6 +217,8 @@ def build(config: BuildConfig, plan: Plan, console: Console) -> int:
     if done:
         console.print(f"{len(done)} of {len(plan.shards)} shards are done already.")
 
+    if shards and config.align.backend == "fan" and resources.device == "cpu":
+        warn_of_slow_cpu(shards, config, resources, console)
     started_s = time.monotonic()
     finished: Sequence[Work] = ()
     if shards:
@@ -223,6 +241,21 @@ def build(config: BuildConfig, plan: Plan, console: Console) -> int:
     write_report(config.output)
     console.print(summary(index, cpu_s, num_videos, wall_s, cluster.get("CPU", 1)))
     return conclude(config, index, console)
+
+
+def warn_of_slow_cpu(
+    shards: Sequence[Shard], config: BuildConfig, resources: Resources, console: Console
+) -> None:
+    """Say what it will cost to run the fan backend without a GPU."""
+    frames = sum(
+        config.num_frames(v.split) * config.decode.oversample for s in shards for v in s.videos
+    )
+    hours = frames * FAN_CPU_S / resources.num_aligners / 3600
+    console.print(
+        f"[yellow]warning:[/] Ray sees no GPU, so fan runs on CPUs: about {hours:,.1f} h for "
+        f"{frames:,.0f} frames. --align.backend dlib takes milliseconds a frame.",
+        soft_wrap=True,
+    )
 
 
 def conclude(config: BuildConfig, index: Index, console: Console) -> int:
@@ -259,8 +292,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         BuildConfig, args=argv, description=__doc__, config=(tyro.conf.FlagCreatePairsOff,)
     )
     console = Console(stderr=True)
-    # A cluster manager sends SIGTERM; Ctrl-C without a terminal, as through ssh, comes as SIGHUP.
-    previous = {n: signal.signal(n, _interrupt) for n in (signal.SIGTERM, signal.SIGHUP)}
+    previous = catch_signals()
     try:
         if config.verify:
             return verify(config, console)
@@ -277,10 +309,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
-
-
-def _interrupt(number: int, frame: Any) -> None:
-    raise KeyboardInterrupt
 
 
 if __name__ == "__main__":

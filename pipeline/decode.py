@@ -11,6 +11,7 @@ it in a child.
 
 import contextlib
 import math
+import stat
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -379,7 +380,9 @@ def _open(address: str) -> Iterator[tuple[InputContainer, VideoStream]]:
             source = address
             if is_remote(address):
                 source = stack.enter_context(open_file(address))
-            elif Path(address).stat().st_size == 0:
+            elif not stat.S_ISREG((facts := Path(address).stat()).st_mode):
+                raise UnreadableError("not a file, but a folder, pipe or device")
+            elif facts.st_size == 0:
                 raise UnreadableError("the file is empty (0 bytes)")
             container = stack.enter_context(av.open(source, "r"))
         tracks = [

@@ -46,9 +46,9 @@ PERSONS = ("ann", "bob", "cat", "dan")
 
 
 def noisy(seed: int, num_frames: int = 25, width: int = 96, height: int = 80) -> list[np.ndarray]:
-    """Draw pictures no two of which are alike."""
+    """Draw pictures no two of which are the same, with no jump between them."""
     rng = np.random.default_rng(seed)
-    drawn = [picture(i, width, height).astype(int) for i in range(num_frames)]
+    drawn = [picture(i // 6, width, height).astype(int) for i in range(num_frames)]
     shapes = [p + rng.integers(-40, 40, (height, width, 3)) for p in drawn]
     return [np.clip(p, 0, 255).astype(np.uint8) for p in shapes]
 
@@ -208,11 +208,10 @@ BAD = {
     "tail": "decode: not a video, or its header is cut off or damaged",
     "noise": "decode: damaged after 0.00 s",
     "sound": "decode: no picture track",
-    "folder": "decode: can't be opened",
     "gone": "decode: can't be opened",
     "one": "faces: too few frames",
     "frozen": "faces: frozen picture",
-    "hang": "decode: the decoder died 2 times",
+    "pipe": "decode: not a file",
 }
 
 
@@ -230,21 +229,20 @@ def add_bad_files(folder: Path) -> None:
     (folder / "gone" / "a.mp4").symlink_to("nowhere.mp4")
     write_video(folder / "one" / "a.mp4", noisy(3, num_frames=1))
     write_video(folder / "frozen" / "a.mp4", [picture(0, 96, 80)] * 25)
-    (folder / "hang").mkdir()
-    os.mkfifo(folder / "hang" / "a.mp4")  # opening it waits for ever
+    (folder / "pipe").mkdir()
+    os.mkfifo(folder / "pipe" / "a.mp4")  # opening it would wait for ever
 
 
 def test_bad_videos_are_rejected_and_the_rest_is_unharmed(videos, tmp_path, capfd):
     mixed = Path(shutil.copytree(videos, tmp_path / "videos"))
     add_bad_files(mixed)
     output = tmp_path / "shards"
-    limits = ("--decode.wall-deadline-s", "3", "--max-reject-rate", "0.6")
+    limits = ("--max-reject-rate", "0.6")
     assert build(mixed, output, *limits) == 0
     index = Index.load(str(output))
-    bad = {person: reason for person, reason in BAD.items() if person != "folder"}
     rejects = {r.id.split("/")[0]: f"{r.stage}: {r.reason}" for r in index.rejects}
-    assert rejects.keys() == bad.keys()
-    for person, reason in bad.items():
+    assert rejects.keys() == BAD.keys()
+    for person, reason in BAD.items():
         assert rejects[person].startswith(reason), person
     assert index.totals["planned"] == 17 == index.totals["accepted"] + index.totals["rejected"]
     assert {v.person for v in index.videos} == set(PERSONS)
@@ -257,7 +255,7 @@ def test_bad_videos_are_rejected_and_the_rest_is_unharmed(videos, tmp_path, capf
     write_video(mixed / "text" / "a.mp4", noisy(7))
     assert build(mixed, output, *limits, "--retry-rejects") == 0
     assert {r.id for r in Index.load(str(output)).rejects} == {
-        f"{person}/a" for person in bad if person != "text"
+        f"{person}/a" for person in BAD if person != "text"
     }
     assert untouched.items() <= {p.name: p.stat().st_mtime_ns for p in output.glob("*.tar")}.items()
 
@@ -266,7 +264,8 @@ def test_too_many_rejects_fail_the_job_with_its_shards_finished(videos, tmp_path
     mixed = Path(shutil.copytree(videos, tmp_path / "videos"))
     (mixed / "eve.mp4").write_text("This is not a video.")
     assert build(mixed, tmp_path / "shards", "--max-reject-rate", "0.1") == 1
-    assert "11% of the videos were rejected, more than" in capfd.readouterr().err
+    said = capfd.readouterr().err
+    assert "11% of the videos were rejected, more than" in said, said[-500:]
     assert Index.load(str(tmp_path / "shards")).totals["accepted"] == 8
 
 
@@ -365,7 +364,7 @@ def test_what_is_finished_survives_a_signal(built, videos, script, tmp_path, num
     assert status == (-signal.SIGKILL if number == signal.SIGKILL else 130), said
     time.sleep(1.0)  # workers of a killed driver take a moment to notice
     done = len(whole_shards(output))
-    assert 3 <= done
+    assert done >= 3
     assert_nothing_is_half_written(output, built)
     assert build(videos, output) == 0
     assert content(output) == content(built)

@@ -218,7 +218,7 @@ BAD_FILES = [
     (spoil_text, "not a video, or its header is cut off"),
     (spoil_tail, "not a video, or its header is cut off"),
     (spoil_sound, "no picture track"),
-    (spoil_folder, "Is a directory"),
+    (spoil_folder, "not a file, but a folder"),
     (spoil_link, "No such file"),
     (spoil_all, "damaged after 0.00 s"),
 ]
