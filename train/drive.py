@@ -23,7 +23,7 @@ from tqdm import tqdm
 from pipeline.align import Aligner
 from pipeline.config import DecodeConfig
 from pipeline.crop import Square, crop, square_of, to_crop
-from pipeline.decode import iter_frames, video_info
+from pipeline.decode import UnreadableError, iter_frames, video_info
 from pipeline.rasterize import draw
 from pipeline.storage import StorageError
 from train.data import to_pixels, to_tensor
@@ -64,6 +64,8 @@ class DriveConfig:
     """Where landmarks are found."""
 
     def __post_init__(self) -> None:
+        if self.output.suffix.lower() != ".mp4":
+            raise ValueError(f"output is {self.output}: give a name that ends in .mp4")
         if self.smooth_s < 0:
             raise ValueError(f"smooth_s is {self.smooth_s}: give 0 or more seconds")
         if self.batch_size < 1:
@@ -81,9 +83,9 @@ class Motion:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse the flags, make the film, and say what it is."""
-    config = tyro.cli(DriveConfig, args=argv, description=__doc__)
     started = time.monotonic()
     try:
+        config = tyro.cli(DriveConfig, args=argv, description=__doc__)
         person = load_person(config.person)
         with connect() as world:
             generator = load_generator(person, config.base).to(world.device)
@@ -125,18 +127,29 @@ def drive(config: DriveConfig, person: Person, generator: PersonalGenerator) -> 
 
 def find_motion(driver: Path, aligner: Aligner) -> Motion:
     """Find the landmarks of every frame; the frames are not kept."""
-    frames = iter_frames(driver, DecodeConfig().decode_px)
     points, found, times = [], [], []
     with tqdm(unit="frame", desc="landmarks") as bar:
-        while chunk := list(islice(frames, CHUNK_FRAMES)):
+        for chunk in _chunks(driver):
             seen = aligner.landmarks(np.stack([pixels for pixels, _ in chunk]))
             points.append(seen.points)
             found.append(seen.found)
             times += [pts_s for _, pts_s in chunk]
             bar.update(len(chunk))
     if not times:
-        raise ValueError(f"{driver} holds no frame that can be decoded")
+        raise ValueError(f"--driver {driver} holds no frame that can be decoded")
     return Motion(points=np.concatenate(points), found=np.concatenate(found), pts_s=np.array(times))
+
+
+def _chunks(driver: Path) -> Iterator[list[tuple[UInt8[np.ndarray, "h w 3"], float]]]:
+    """Yield the driver's frames, with their times, a few at once."""
+    if not driver.is_file():
+        raise ValueError(f"--driver {driver} is not a file: give a video of somebody's face")
+    frames = iter_frames(driver, DecodeConfig().decode_px)
+    try:
+        while chunk := list(islice(frames, CHUNK_FRAMES)):
+            yield chunk
+    except UnreadableError as error:
+        raise ValueError(f"--driver {driver} can't be used: {error}") from error
 
 
 @torch.no_grad()

@@ -30,8 +30,6 @@ class Film:
     """
 
     def __init__(self, path: Path, driver: Path) -> None:
-        if path.suffix.lower() != ".mp4":
-            raise ValueError(f"the film would be {path}: give --output a name that ends in .mp4")
         self._path = path
         self._temporary = path.with_name(f".tmp-{path.name}")
         path.parent.mkdir(parents=True, exist_ok=True)
