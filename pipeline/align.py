@@ -11,6 +11,7 @@ same points for the same frames.
 import hashlib
 import importlib
 import importlib.util
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -208,9 +209,11 @@ class DlibAligner:
         return self._hog_boxes(small, scale, 0) or self._hog_boxes(small, scale, 1)
 
     def _detect_nearby(self, frame: UInt8[np.ndarray, "h w 3"], last: Box) -> list[ScoredBox]:
-        side = max(last[2] - last[0], last[3] - last[1])
+        """Look around the last box, in a window that moves in steps: still faces get still boxes."""
+        side = 2 ** (round(2 * math.log2(max(last[2] - last[0], last[3] - last[1]))) / 2)
+        centre_x = round((last[0] + last[2]) / side) * side / 2
+        centre_y = round((last[1] + last[3]) / side) * side / 2
         reach = side * self.LOCAL_REACH / 2
-        centre_x, centre_y = (last[0] + last[2]) / 2, (last[1] + last[3]) / 2
         left, top = max(0, round(centre_x - reach)), max(0, round(centre_y - reach))
         nearby = frame[top : round(centre_y + reach), left : round(centre_x + reach)]
         if min(nearby.shape[:2]) < 2:

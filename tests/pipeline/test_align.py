@@ -53,6 +53,12 @@ def test_landmarks_move_with_the_picture(dlib_aligner):
     np.testing.assert_allclose(moves, np.tile([6.0, 0.0], (4, 1)), atol=2)
 
 
+def test_a_still_picture_has_still_landmarks(dlib_aligner):
+    points = dlib_aligner.landmarks(np.repeat(pan(1), 6, axis=0)).points
+    # The first frame is searched as a whole, the others around the face.
+    np.testing.assert_array_equal(points[2:], points[1:-1])
+
+
 def test_a_segments_landmarks_do_not_depend_on_its_company(dlib_aligner):
     first, second = pan(3), pan(2, step_px=-9)[:, 10:180]
     together = dlib_aligner.landmarks_of([first, second])

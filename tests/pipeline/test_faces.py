@@ -144,7 +144,9 @@ def test_a_cut_to_another_scene_keeps_the_longer_shot():
 def test_a_frozen_picture_counts_once():
     pixels = scene(1, 8)
     pixels[3:6] = pixels[2]
-    assert judge(pixels, face_at(8)).tolist() == [GOOD] * 3 + [FROZEN] * 3 + [GOOD] * 2
+    found = face_at(8)
+    found.points[4] += 1.5  # backends tremble
+    assert judge(pixels, found).tolist() == [GOOD] * 3 + [FROZEN] * 3 + [GOOD] * 2
 
 
 def test_too_few_good_frames_are_a_reject_that_accounts_for_all():
