@@ -209,7 +209,7 @@ class DlibAligner:
         return self._hog_boxes(small, scale, 0) or self._hog_boxes(small, scale, 1)
 
     def _detect_nearby(self, frame: UInt8[np.ndarray, "h w 3"], last: Box) -> list[ScoredBox]:
-        """Look around the last box, in a window that moves in steps: still faces get still boxes."""
+        """Look around the last box, in a window that moves in steps: still faces, still boxes."""
         side = 2 ** (round(2 * math.log2(max(last[2] - last[0], last[3] - last[1]))) / 2)
         centre_x = round((last[0] + last[2]) / side) * side / 2
         centre_y = round((last[1] + last[3]) / side) * side / 2
