@@ -27,6 +27,7 @@ import ray
 import tyro
 from ray.data import ActorPoolStrategy, DataContext, Datasink
 from ray.data.block import Block, BlockAccessor
+from ray.exceptions import RayError
 from rich.console import Console
 from rich.markup import escape
 
@@ -201,7 +202,7 @@ def catch_signals() -> dict[signal.Signals, Any]:
 
 
 def build(config: BuildConfig, plan: Plan, console: Console) -> int:
-    """Build what is missing and close the build; returns the exit status."""
+    """Build what is missing, then the index; returns the exit status."""
     connect(config)
     catch_signals()  # once more: Ray has put its own in their place
     cluster = ray.cluster_resources()
@@ -213,32 +214,30 @@ def build(config: BuildConfig, plan: Plan, console: Console) -> int:
     done = ledger.read_done(config.output, plan)
     shards = ledger.pending(plan, done, config.retry_rejects)
     ledger.reopen(config.output, shards)
-    done = {name: m for name, m in done.items() if name not in {s.name for s in shards}}
+    done = {name: done[name] for name in done.keys() - {shard.name for shard in shards}}
     if done:
         console.print(f"{len(done)} of {len(plan.shards)} shards are done already.")
-
-    if shards and config.align.backend == "fan" and resources.device == "cpu":
-        warn_of_slow_cpu(shards, config, resources, console)
     started_s = time.monotonic()
     finished: Sequence[Work] = ()
     if shards:
+        warn_of_slow_cpu(shards, config, resources, console)
         read_done = functools.partial(ledger.read_done, config.output, plan)
         with Watch(console, done, len(plan.shards), read_done):
             finished = run_graph(shards, config, spec, resources).finished
         done = ledger.read_done(config.output, plan, done)
     wall_s = time.monotonic() - started_s
 
-    failed = [work for work in finished if work.failed]
-    missing = [shard.name for shard in plan.shards if shard.name not in done]
+    missing = len(plan.shards) - len(done)
     if missing:
-        for work in failed:
-            console.print(f"{work.shard.name}: {work.failed}", soft_wrap=True)
-        console.print(f"{len(missing)} shards are not done. The same command tries them again.")
+        for work in finished:
+            if work.failed:
+                console.print(f"{work.shard.name}: {work.failed}", soft_wrap=True)
+        console.print(f"{missing} shards are not done. The same command tries them again.")
         return 1
     index = ledger.close(config.output, plan, done, record)
+    write_report(config.output)
     cpu_s = sum((Counter(work.cpu_s) for work in finished), Counter())
     num_videos = sum(len(work.shard.videos) for work in finished)
-    write_report(config.output)
     console.print(summary(index, cpu_s, num_videos, wall_s, cluster.get("CPU", 1)))
     return conclude(config, index, console)
 
@@ -246,7 +245,9 @@ def build(config: BuildConfig, plan: Plan, console: Console) -> int:
 def warn_of_slow_cpu(
     shards: Sequence[Shard], config: BuildConfig, resources: Resources, console: Console
 ) -> None:
-    """Say what it will cost to run the fan backend without a GPU."""
+    """Say what it will cost to run the fan backend without a GPU, if that is what will happen."""
+    if config.align.backend != "fan" or resources.device != "cpu":
+        return
     frames = sum(
         config.num_frames(v.split) * config.decode.oversample for s in shards for v in s.videos
     )
@@ -286,6 +287,16 @@ def verify(config: BuildConfig, console: Console) -> int:
     return 0
 
 
+def root_of(error: BaseException) -> BaseException:
+    """Find what a worker raised, inside the layers that Ray has put around it."""
+    while isinstance(error, RayError):
+        cause = getattr(error, "cause", None) or error.__cause__
+        if not isinstance(cause, BaseException):
+            break
+        error = cause
+    return error
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Read the flags and build; returns the exit status."""
     config = tyro.cli(
@@ -303,8 +314,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         console.print("Stopped. What is finished stays; the same command goes on from there.")
         return 130
-    except (ValueError, RuntimeError, OSError) as error:
-        console.print(f"[red]error:[/] {escape(str(error))}", soft_wrap=True, highlight=False)
+    except (ValueError, RuntimeError, OSError, RayError) as error:
+        said = escape(str(root_of(error)))
+        console.print(f"[red]error:[/] {said}", soft_wrap=True, highlight=False)
         return 1
     finally:
         for number, handler in previous.items():

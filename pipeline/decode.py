@@ -391,7 +391,13 @@ def _open(address: str) -> Iterator[tuple[InputContainer, VideoStream]]:
         if not tracks:
             raise UnreadableError("no picture track in the file, only sound or data")
         tracks[0].thread_type = "NONE"  # one thread: a node runs one decoder a core
-        yield container, tracks[0]
+        try:
+            yield container, tracks[0]
+        except OSError as error:
+            # What isn't libav's own comes from reading an object store.
+            if isinstance(error, av.error.FFmpegError):
+                raise
+            raise StorageError(f"Can't read {address}: {error}") from error
 
 
 @contextlib.contextmanager
@@ -405,7 +411,11 @@ def _as_unreadable(address: str) -> Iterator[None]:
     except av.error.FFmpegError as error:
         _blame_storage(address, error)
         raise UnreadableError(f"can't be opened: {error.strerror}") from None
+    except FileNotFoundError:
+        raise UnreadableError("can't be opened: No such file or directory") from None
     except OSError as error:
+        if is_remote(address):
+            raise StorageError(f"Can't read {address}: {error}") from error
         _blame_storage(address, error)
         raise UnreadableError(f"can't be opened: {error.strerror or error}") from None
 

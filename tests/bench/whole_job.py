@@ -1,6 +1,6 @@
 """The whole job against the limit of its own stages, and against the script everybody starts with.
 
-    python tests/bench/whole_job.py --clips DIR [--copies 4] [--rounds 3] [--backend null]
+    python tests/bench/whole_job.py [--clips DIR] [--copies 4] [--rounds 3] [--backend null]
 
 The limit is the core-seconds that the stages take one after another in a bare loop, without Ray,
 child processes or object store. Efficiency is that over what the job took: core-seconds of wall
@@ -63,8 +63,8 @@ sys.exit(status)
 class Settings:
     """Measure the job."""
 
-    clips: Path
-    """Folder of videos."""
+    clips: Path = Path("data/demo/videos")
+    """Folder of videos: those of `make demo-footage`, if no other is given."""
     copies: int = 4
     """How often each is taken, under another person's name."""
     rounds: int = 3

@@ -291,7 +291,9 @@ def test_a_full_disk_stops_the_job_with_nothing_half_written(videos, tmp_path, c
         pytest.skip("needs the right to mount a small disk")
     try:
         assert build(videos, output) == 1
-        assert "No space left on device" in capfd.readouterr().err
+        said = capfd.readouterr().err
+        assert "error: Can't write" in said
+        assert "No space left on device.\n" in said
         assert not (output / "index.json").exists()
         for tar in output.glob("*.tar"):
             assert tar.stat().st_size > 0
