@@ -56,9 +56,14 @@ def crop(
     What lies outside the frame is filled with the pixels of its edge. Resizing is by area when
     shrinking and cubic when growing.
     """
-    rows = np.arange(square.top, square.top + square.side).clip(0, frame.shape[0] - 1)
-    columns = np.arange(square.left, square.left + square.side).clip(0, frame.shape[1] - 1)
-    inside = frame[rows[:, None], columns]
+    height, width = frame.shape[:2]
+    right, bottom = square.left + square.side, square.top + square.side
+    if square.left >= 0 and square.top >= 0 and right <= width and bottom <= height:
+        inside = frame[square.top : bottom, square.left : right]
+    else:
+        rows = np.arange(square.top, bottom).clip(0, height - 1)
+        columns = np.arange(square.left, right).clip(0, width - 1)
+        inside = frame.take(rows, axis=0).take(columns, axis=1)
     shrinks = image_px < square.side
     how = cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC
     return cv2.resize(inside, (image_px, image_px), interpolation=how).astype(np.uint8, copy=False)
