@@ -25,6 +25,7 @@ from pipeline.sample import from_fields
 from pipeline.shard import Index, read_span, samples_in_span
 from tests.pipeline.videos import (
     flip_bits,
+    noisy,
     picture,
     rotate,
     truncate,
@@ -43,14 +44,6 @@ FLAGS = (
 )
 
 PERSONS = ("ann", "bob", "cat", "dan")
-
-
-def noisy(seed: int, num_frames: int = 25, width: int = 96, height: int = 80) -> list[np.ndarray]:
-    """Draw pictures no two of which are the same, with no jump between them."""
-    rng = np.random.default_rng(seed)
-    drawn = [picture(i // 6, width, height).astype(int) for i in range(num_frames)]
-    shapes = [p + rng.integers(-40, 40, (height, width, 3)) for p in drawn]
-    return [np.clip(p, 0, 255).astype(np.uint8) for p in shapes]
 
 
 @pytest.fixture(scope="module")

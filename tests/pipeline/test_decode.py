@@ -23,6 +23,7 @@ from tests.pipeline.videos import (
     HEIGHT,
     WIDTH,
     flip_bits,
+    noisy,
     picture,
     rotate,
     truncate,
@@ -251,16 +252,8 @@ def test_bad_files_are_errors_to_those_who_want_one(tmp_path):
         video_info(tmp_path / "bad.mp4")
 
 
-def noisy(count: int) -> list[np.ndarray]:
-    rng = np.random.default_rng(0)
-    noise = rng.integers(-30, 30, (count, HEIGHT, WIDTH, 3))
-    return [
-        np.clip(picture(i) + n, 0, 255).astype(np.uint8) for i, n in enumerate(noise.astype(int))
-    ]
-
-
 def test_damage_costs_frames_up_to_the_next_key_frame(tmp_path):
-    whole = write_video(tmp_path / "whole.mp4", noisy(75))
+    whole = write_video(tmp_path / "whole.mp4", noisy(0, 75))
     hurt = tmp_path / "hurt.mp4"
     hurt.write_bytes(whole.read_bytes())
     flip_bits(hurt, 0.35, 0.4, every=97)
@@ -278,8 +271,8 @@ def test_damage_costs_frames_up_to_the_next_key_frame(tmp_path):
 
 
 def test_a_file_cut_off_early_is_lost_and_late_is_not(tmp_path):
-    early = write_video(tmp_path / "early.mp4", noisy(75), faststart=True)
-    late = write_video(tmp_path / "late.mp4", noisy(75), faststart=True)
+    early = write_video(tmp_path / "early.mp4", noisy(0, 75), faststart=True)
+    late = write_video(tmp_path / "late.mp4", noisy(0, 75), faststart=True)
     decoded = decode(truncate(early, 0.3))
     assert isinstance(decoded.segments, Reject)
     assert "of 10 wanted frames could be read" in decoded.segments.reason
