@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from model.config import ModelConfig
 from model.instance_norm import NormReLU, norm_relu
-from model.spectral import SpectralConv2d, SpectralLinear, settle
+from model.spectral import SpectralConv2d
 
 
 class PlainBlock(nn.Module):
@@ -128,17 +128,6 @@ def sum_pool(x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c"]:
     with a negative sum still passes a gradient.
     """
     return F.relu(x).sum((2, 3), dtype=torch.promote_types(x.dtype, torch.float32))
-
-
-def initialise(network: nn.Module, config: ModelConfig) -> None:
-    """Set the weights to `config.init`; the default is what PyTorch has already done."""
-    if config.init == "orthogonal":
-        for layer in network.modules():
-            if isinstance(layer, SpectralConv2d | SpectralLinear):
-                nn.init.orthogonal_(layer.weight)
-                if layer.bias is not None:
-                    nn.init.zeros_(layer.bias)
-        settle(network)
 
 
 def require_size(x: Float[Tensor, "*b c h w"], smallest_px: int, config: ModelConfig) -> None:

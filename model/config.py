@@ -24,10 +24,12 @@ class ModelConfig:
     """Side of the map with self-attention on every way down."""
     attention_up_px: int = 64
     """Side of the map with self-attention on the generator's way up."""
-    init: Literal["default", "orthogonal"] = "default"
-    """Weights at the start: PyTorch's own, or orthogonal with biases at zero."""
+    discriminator_init: Literal["default", "orthogonal"] = "orthogonal"
+    """Start of the discriminator: orthogonal with biases at zero, or PyTorch's own, under which
+    the biases drown what spectral norm leaves of the picture and it does not learn to tell."""
     score_gain: float = 1.0
-    """Factor on v . (w_i + w0) in the discriminator's score; the paper has none."""
+    """Factor on v . (w_i + w0) in the discriminator's score; the paper has none. Below 1, a row
+    that starts at its video's embedding throws the first scores less far off the hinge."""
 
     def __post_init__(self) -> None:
         sizes = {
@@ -128,6 +130,7 @@ SMALL = ModelConfig(
     bottleneck_px=8,
     attention_down_px=16,
     attention_up_px=32,
+    score_gain=0.1,
 )
 TINY = ModelConfig(
     image_px=64,
@@ -136,5 +139,6 @@ TINY = ModelConfig(
     bottleneck_px=8,
     attention_down_px=8,
     attention_up_px=16,
+    score_gain=0.1,
 )
 PRESETS = {"paper": PAPER, "small": SMALL, "tiny": TINY}

@@ -4,8 +4,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from model.blocks import PlainBlock, SelfAttention, initialise, plain_trunk, require_size, sum_pool
+from model.blocks import PlainBlock, SelfAttention, plain_trunk, require_size, sum_pool
 from model.config import ModelConfig
+from model.spectral import start_orthogonal
 
 
 class Discriminator(nn.Module):
@@ -23,7 +24,8 @@ class Discriminator(nn.Module):
         self.blocks.append(PlainBlock(width, width, first=False, down=False))
         self.attention_level = config.attention_level_down
         self.attention = SelfAttention(config.trunk_widths[self.attention_level])
-        initialise(self, config)
+        if config.discriminator_init == "orthogonal":
+            start_orthogonal(self)
         self.w0 = nn.Parameter(torch.empty(width).uniform_(-(width**-0.5), width**-0.5))
         self.b = nn.Parameter(torch.zeros(()))
 

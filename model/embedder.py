@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from model.blocks import SelfAttention, initialise, plain_trunk, require_size, sum_pool
+from model.blocks import SelfAttention, plain_trunk, require_size, sum_pool
 from model.config import ModelConfig
 
 
@@ -17,7 +17,6 @@ class Embedder(nn.Module):
         self.blocks = plain_trunk(6, config)
         self.attention_level = config.attention_level_down
         self.attention = SelfAttention(config.trunk_widths[self.attention_level])
-        initialise(self, config)
 
     def forward(
         self, x: Float[Tensor, "b k 3 h w"], y: Float[Tensor, "b k 3 h w"]

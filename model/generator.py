@@ -12,7 +12,6 @@ from model.blocks import (
     PlainBlock,
     SelfAttention,
     adaptive_norm_relu,
-    initialise,
     require_size,
 )
 from model.config import ModelConfig
@@ -46,7 +45,6 @@ class Generator(nn.Module):
         self.attention_up = SelfAttention(config.up_widths[self.level_up])
         self.psi_sizes = tuple(2 * width for width in self._norm_widths())
         self.P = SpectralLinear(config.embedding_dim, sum(self.psi_sizes))
-        initialise(self, config)
         self._start_as_plain_norms()
 
     @property
