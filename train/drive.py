@@ -109,7 +109,7 @@ def drive(config: DriveConfig, person: Person, generator: PersonalGenerator) -> 
     px = person.model.image_px
     points = to_crop(steady, square, px)
     if not config.absolute:
-        points = adapt(points, person.landmarks)
+        points = adapt(points, motion.found, person.landmarks)
     rasters = np.stack([draw(shape, px) for shape in points])
     beside = driver_views(config.driver, square, px) if config.side_by_side else None
     with Film(config.output, config.driver) as film:

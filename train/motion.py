@@ -55,21 +55,22 @@ def smooth(points: Points, pts_s: Float64[np.ndarray, " n"], width_s: float) -> 
     return smoothed.reshape(points.shape).astype(points.dtype)
 
 
-def adapt(driver: Points, person: Sources) -> Points:
+def adapt(driver: Points, found: Bool[np.ndarray, " n"], person: Sources) -> Points:
     """Carry the driver's motion over to a person's face, in pixels of the person's pictures.
 
     Turns of the head in the plane, its nearing and its shifts are kept relative to the driver's
     mean; what the face itself does is sized part by part, so that an eye that closes closes. The
-    result doesn't change when the driver is shifted, turned or scaled as a whole.
+    mean is that of the frames in which a face was found. The result doesn't change when the driver
+    is shifted, turned or scaled as a whole.
     """
     to_mean = mean_shape(person)
-    way_back, _ = _fit(mean_shape(driver)[None], to_mean)
+    way_back, _ = _fit(mean_shape(driver[found])[None], to_mean)
     driver = driver @ np.linalg.inv(way_back)  # the person's size and tilt, as a whole
-    from_mean = mean_shape(driver)
+    from_mean = mean_shape(driver[found])
     way_back, fitted = _fit(driver, from_mean)
     shapes = to_mean + _resized(fitted - from_mean, from_mean, to_mean)
     centres = driver.mean(axis=1, keepdims=True)
-    place = centres - centres.mean(axis=0) + person.mean(axis=(0, 1))
+    place = centres - centres[found].mean(axis=0) + person.mean(axis=(0, 1))
     return (shapes @ way_back + place).astype(np.float32)
 
 

@@ -132,8 +132,12 @@ def load_person(path: Path) -> Person:
     names = {field.name for field in fields(Person)}
     if state.keys() != names:
         raise ValueError(f"{path} differs from a person's file in {sorted(state.keys() ^ names)}")
+    try:
+        model = ModelConfig(**state["model"])
+    except TypeError as error:
+        raise ValueError(f"{path} was made by another version, make it anew: {error}") from error
     state |= {
-        "model": ModelConfig(**state["model"]),
+        "model": model,
         "face": FaceSpec.from_dict(state["face"]),
         "landmarks": state["landmarks"].numpy(),
         "thumbnail": state["thumbnail"].numpy(),

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from tests.train.shards import face_points
-from train.motion import adapt, hold, mean_shape, smooth
+from train import motion
+from train.motion import hold, mean_shape, smooth
 
 PX = 128
 
@@ -18,6 +19,10 @@ def talking(num_frames: int = 23, tall: float = 1.0):
     frames[:, :, 0] += np.linspace(-6, 6, num_frames)[:, None]
     frames[:, :, 1] *= tall
     return frames
+
+
+def adapt(driver, person):
+    return motion.adapt(driver, np.ones(len(driver), bool), person)
 
 
 def moved(points, scale: float, degrees: float, shift: tuple[float, float]):
@@ -60,6 +65,14 @@ def test_an_eye_that_closes_closes_on_a_face_with_larger_eyes() -> None:
     fitted = adapt(talking(), person)
     openness = np.ptp(fitted[:, 36:42, 1], axis=1)
     assert openness[7] < 0.15 * openness[3]
+
+
+def test_held_frames_do_not_count_for_the_drivers_mean() -> None:
+    driver = talking()
+    held = np.concatenate([driver, np.repeat(driver[-1:], 40, axis=0)])
+    found = np.arange(len(held)) < len(driver)
+    fitted = motion.adapt(held, found, talking(5))
+    assert np.abs(fitted[:23] - adapt(driver, talking(5))).max() < 1e-4
 
 
 def test_frames_without_a_face_are_held() -> None:

@@ -146,6 +146,9 @@ def test_a_file_that_is_not_a_person_is_refused(base, e, tmp_path: Path) -> None
         load_person(path)
     save_person(path, feed_forward(base, e))
     state = torch.load(path, weights_only=True)
+    save_file(path, {**state, "model": {**state["model"], "depth": 5}})
+    with pytest.raises(ValueError, match=r"made by another version, make it anew: .*depth"):
+        load_person(path)
     save_file(path, {k: v for k, v in state.items() if k != "psi"})
     with pytest.raises(ValueError, match=r"differs .*\['psi'\]"):
         load_person(path)
