@@ -39,22 +39,32 @@ from pipeline.sample import Reject
 from pipeline.shard import pack
 
 JOB = """
-import json, sys, time
+import json, sys, threading, time
 import ray, psutil  # Ray brings psutil
 from pipeline import build_shards
 
-def cpu_s():
+spent_s = {}
+
+def watch():  # processes come and go: the last that was seen of each counts
     own = psutil.Process()
-    tree = [p.cpu_times() for p in (own, *own.children(recursive=True))]
-    return sum(t.user + t.system + t.children_user + t.children_system for t in tree)
+    while True:
+        for process in (own, *own.children(recursive=True)):
+            try:
+                times = process.cpu_times()
+                spent_s[process.pid] = times.user + times.system
+            except psutil.Error:
+                pass
+        time.sleep(0.2)
 
 before = time.monotonic()
 ray.init(address="local", num_cpus=int(sys.argv[1]), include_dashboard=False, logging_level=40)
-started, cpu_before = time.monotonic(), cpu_s()
+threading.Thread(target=watch, daemon=True).start()
+time.sleep(1)
+started, before_s = time.monotonic(), sum(spent_s.values())
 status = build_shards.main(sys.argv[2:])
 wall_s = time.monotonic() - started
-spent_s = cpu_s() - cpu_before
-print(json.dumps({"start_s": started - before, "wall_s": wall_s, "cpu_s": spent_s}))
+cpu_s = sum(spent_s.values()) - before_s
+print(json.dumps({"start_s": started - before, "wall_s": wall_s, "cpu_s": cpu_s}))
 sys.exit(status)
 """
 

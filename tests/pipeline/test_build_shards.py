@@ -21,6 +21,8 @@ import pytest
 import ray
 
 from pipeline import build_shards
+from pipeline.build_shards import Resources
+from pipeline.config import AlignConfig, BuildConfig
 from pipeline.sample import from_fields
 from pipeline.shard import Index, read_span, samples_in_span
 from tests.pipeline.videos import (
@@ -60,8 +62,14 @@ def videos(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module", autouse=True)
 def one_ray():
-    """Share a Ray: main joins one that runs in its process."""
-    ray.init(address="local", num_cpus=2, include_dashboard=False, object_store_memory=300_000_000)
+    """Share a Ray, with a GPU in name only: main joins one that runs in its process."""
+    ray.init(
+        address="local",
+        num_cpus=2,
+        num_gpus=1,
+        include_dashboard=False,
+        object_store_memory=300_000_000,
+    )
     yield
     ray.shutdown()
 
@@ -146,6 +154,32 @@ def test_files_in_another_order_give_the_same_bytes(built, videos, tmp_path, mon
     monkeypatch.setattr(build_shards, "find_videos", shuffled)
     assert build(videos, tmp_path / "shards") == 0
     assert content(tmp_path / "shards") == content(built)
+
+
+def test_aligners_on_a_gpu_give_the_same_bytes(built, videos, tmp_path, monkeypatch):
+    """There decoding is a stage of its own, and the aligner holds the GPU and no CPU."""
+    gpu = Resources(num_aligners=1, aligner_cpus=0, aligner_gpus=1, task_cpus=1, device="cpu")
+    monkeypatch.setattr(Resources, "of", classmethod(lambda cls, cluster, config: gpu))
+    assert build(videos, tmp_path / "shards") == 0
+    assert content(tmp_path / "shards") == content(built)
+
+
+@pytest.mark.parametrize(
+    ("cluster", "backend", "device", "expected"),
+    [
+        ({"CPU": 1}, "dlib", "auto", (1, 0, "cpu")),
+        ({"CPU": 64, "GPU": 4}, "fan", "auto", (4, 1, "cuda")),
+        ({"CPU": 64, "GPU": 4}, "fan", "cpu", (64, 0, "cpu")),
+        ({"CPU": 64, "GPU": 4}, "dlib", "auto", (64, 0, "cpu")),
+        ({"CPU": 8}, "fan", "auto", (8, 0, "cpu")),
+        ({"CPU": 8}, "fan", "cuda", (1, 1, "cuda")),  # nodes with GPUs may yet be started
+    ],
+)
+def test_aligners_never_hold_all_cpus(cluster, backend, device, expected):
+    config = BuildConfig(align=AlignConfig(backend=backend, device=device))
+    found = Resources.of(cluster, config)
+    assert (found.num_aligners, found.aligner_gpus, found.device) == expected
+    assert found.num_aligners * found.aligner_cpus + found.task_cpus <= cluster["CPU"]
 
 
 def test_another_job_is_refused_by_name(built, videos, tmp_path, capfd):
