@@ -168,6 +168,10 @@ def _filesystem(address: str) -> tuple[fsspec.AbstractFileSystem, str]:
     return filesystem, path
 
 
+# A connection can't be used on the other side of a fork: a reader's workers open their own.
+os.register_at_fork(after_in_child=_filesystem.cache_clear)
+
+
 def _patiently(what: str, call: Callable[[], T]) -> T:
     """Call, and call again with growing pauses where the store failed. Missing files fail at
     once."""

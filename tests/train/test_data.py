@@ -1,6 +1,7 @@
 """The reader: every video once an epoch, one order for all, and no bad bytes."""
 
 import json
+import multiprocessing
 import tarfile
 from collections.abc import Callable
 from itertools import islice
@@ -12,6 +13,7 @@ import torch
 
 from pipeline.sample import from_fields
 from pipeline.shard import Index, read_span, samples_in_span
+from pipeline.storage import _filesystem
 from tests.train.shards import HELD_OUT, make_shards
 from train.data import Shards, VisitBatch, fixed_batch, make_loader, to_pixels, to_tensor
 
@@ -279,6 +281,34 @@ def test_webdataset_reads_the_shards(folder: Path, shards: Shards) -> None:
         assert {"jpg", "png", "json"} <= samples[0].keys()
         assert samples[0]["jpg"].shape == (PX, PX, 3)
         assert len(samples[0]["json"]["landmarks"]) == 68
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_ray_reads_the_shards(folder: Path, shards: Shards) -> None:
+    ray = pytest.importorskip("ray")
+    ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False)
+    try:
+        names = [entry.name for entry in shards.index.shards]
+        rows = ray.data.read_webdataset([str(folder / f"{n}.tar") for n in names]).take_all()
+    finally:
+        ray.shutdown()
+    assert len(rows) == sum(num_frames(shards.index, name) for name in names)
+    assert {"jpg", "png", "json"} <= rows[0].keys()
+    assert rows[0]["jpg"].shape == (PX, PX, 3)
+
+
+def test_a_worker_opens_object_stores_anew() -> None:
+    """Connections to object stores refuse to work in a process that was forked off theirs."""
+    _filesystem("http://127.0.0.1:1/shards")[0].loop  # noqa: B018 (starts its thread)
+    child = multiprocessing.get_context("fork").Process(target=use_object_store)
+    child.start()
+    child.join()
+    assert child.exitcode == 0
+
+
+def use_object_store() -> None:
+    assert _filesystem("http://127.0.0.1:1/shards")[0].loop
 
 
 def test_tar_reads_the_shards(folder: Path, shards: Shards) -> None:
