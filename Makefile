@@ -11,6 +11,8 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.talking-heads-ready
 DEMO   := data/demo
 export OMP_NUM_THREADS ?= $(shell nproc)
+# Waiting threads sleep: spinning ones starve each other where processes share the cores.
+export OMP_WAIT_POLICY ?= passive
 
 .DEFAULT_GOAL := help
 .PHONY: help setup lint format test test-slow test-gpu bench demo demo-footage clean

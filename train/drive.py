@@ -116,7 +116,7 @@ def drive(config: DriveConfig, person: Person, generator: PersonalGenerator) -> 
         pictures = draw_person(generator, rasters, config)
         for raster, picture, pts_s in zip(
             rasters,
-            tqdm(pictures, total=len(rasters), unit="frame", desc="drawing"),
+            tqdm(pictures, total=len(rasters), unit="frame", desc="drawing", disable=None),
             motion.pts_s,
             strict=True,
         ):
@@ -128,7 +128,7 @@ def drive(config: DriveConfig, person: Person, generator: PersonalGenerator) -> 
 def find_motion(driver: Path, aligner: Aligner) -> Motion:
     """Find the landmarks of every frame; the frames are not kept."""
     points, found, times = [], [], []
-    with tqdm(unit="frame", desc="landmarks") as bar:
+    with tqdm(unit="frame", desc="landmarks", disable=None) as bar:
         for chunk in _chunks(driver):
             seen = aligner.landmarks(np.stack([pixels for pixels, _ in chunk]))
             points.append(seen.points)

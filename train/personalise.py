@@ -161,14 +161,17 @@ def fine_tune(
     best, best_step, best_state = first, 0, copy.deepcopy(average.state_dict())
     num_steps = tuning.num_steps(len(faces))
     batches = _batches(faces.take(trained), tuning, device)
-    with tqdm(range(1, num_steps + 1), unit="step", desc="fine-tuning") as bar:
+    with tqdm(range(1, num_steps + 1), unit="step", desc="fine-tuning", disable=None) as bar:
         for step in bar:
             _step(generator, discriminator, optimisers, next(batches), perceptual, weights, tuning)
             follow_(average, generator, tuning.ema)
             if step % tuning.check_every and step < num_steps:
                 continue
             now = _unlikeness(average, *watched, perceptual, weights)
-            bar.set_postfix(unlikeness=f"{first:.3g} -> {now:.3g}")
+            said = f"unlikeness {first:.3g} -> {now:.3g}"
+            bar.set_postfix_str(said)
+            if bar.disable:
+                print(f"step {step} of {num_steps}, {said}", flush=True)
             if now < best or not held:
                 best, best_step, best_state = now, step, copy.deepcopy(average.state_dict())
     average.load_state_dict(best_state)
