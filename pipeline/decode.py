@@ -30,7 +30,7 @@ from jaxtyping import Float64, UInt8
 from pipeline.config import DecodeConfig
 from pipeline.plan import Segment, Video, cut
 from pipeline.sample import Reject
-from pipeline.storage import TRANSIENT, StorageError, is_remote, join, open_file
+from pipeline.storage import TRANSIENT, StorageError, is_remote, join, open_file, store_errors
 
 SEEK_GAP_S = 12.0
 """Seek when the next wanted frame is further away than this. Encoders put a key frame every 10 s or
@@ -393,7 +393,7 @@ def _open(address: str) -> Iterator[tuple[InputContainer, VideoStream]]:
         tracks[0].thread_type = "NONE"  # one thread: a node runs one decoder a core
         try:
             yield container, tracks[0]
-        except OSError as error:
+        except store_errors() as error:
             # What isn't libav's own comes from reading an object store.
             if isinstance(error, av.error.FFmpegError):
                 raise
@@ -413,11 +413,12 @@ def _as_unreadable(address: str) -> Iterator[None]:
         raise UnreadableError(f"can't be opened: {error.strerror}") from None
     except FileNotFoundError:
         raise UnreadableError("can't be opened: No such file or directory") from None
-    except OSError as error:
+    except store_errors() as error:
         if is_remote(address):
             raise StorageError(f"Can't read {address}: {error}") from error
         _blame_storage(address, error)
-        raise UnreadableError(f"can't be opened: {error.strerror or error}") from None
+        reason = getattr(error, "strerror", None) or error
+        raise UnreadableError(f"can't be opened: {reason}") from None
 
 
 def _blame_storage(address: str, error: Exception) -> None:

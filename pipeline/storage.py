@@ -8,6 +8,7 @@ and commits an interrupted stream as half an object, so there a file is one put 
 import contextlib
 import errno
 import functools
+import importlib
 import os
 import time
 import uuid
@@ -83,9 +84,12 @@ def read_file(folder: str, name: str, start: int = 0, num_bytes: int | None = No
     """Read a file, or num_bytes of it from start. Raises FileNotFoundError, or StorageError."""
     if is_remote(folder):
         filesystem, root = _filesystem(folder)
-        end = None if num_bytes is None else start + num_bytes
-        call = functools.partial(filesystem.cat_file, join(root, name), start or None, end)
-        return _patiently(f"read {join(folder, name)}", call)  # type: ignore[return-value]
+        # Without a start, an end would be taken for a number of bytes from the file's end.
+        span = {} if num_bytes is None else {"start": start, "end": start + num_bytes}
+        call = functools.partial(filesystem.cat_file, join(root, name), **span)
+        data = _patiently(f"read {join(folder, name)}", call)
+        assert isinstance(data, bytes)
+        return data if span else data[start:]
     with (Path(_local(folder)) / name).open("rb") as file:
         file.seek(start)
         return file.read(-1 if num_bytes is None else num_bytes)
@@ -172,6 +176,16 @@ def _filesystem(address: str) -> tuple[fsspec.AbstractFileSystem, str]:
 os.register_at_fork(after_in_child=_filesystem.cache_clear)
 
 
+@functools.cache
+def store_errors() -> tuple[type[Exception], ...]:
+    """List what object stores raise when they fail; botocore's own errors are no OSErrors."""
+    try:
+        errors = importlib.import_module("botocore.exceptions")
+    except ImportError:
+        return (OSError,)
+    return (OSError, errors.BotoCoreError)
+
+
 def _patiently(what: str, call: Callable[[], T]) -> T:
     """Call, and call again with growing pauses where the store failed. Missing files fail at
     once."""
@@ -180,7 +194,7 @@ def _patiently(what: str, call: Callable[[], T]) -> T:
             return call()
         except (FileNotFoundError, PermissionError):
             raise
-        except OSError as error:
+        except store_errors() as error:
             if attempt == TRIES - 1:
                 raise StorageError(f"Can't {what} after {TRIES} tries: {error}") from error
             time.sleep(2**attempt)
