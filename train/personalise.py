@@ -55,9 +55,9 @@ class Tuning:
     """Steps between two looks at the frames that choose where to stop."""
     batch_size: int = 8
     """Frames in a step, or as many as there are."""
-    lr_generator: float = 2e-4
+    lr_generator: float = 5e-4
     """Learning rate of the generator."""
-    lr_psi: float = 2e-3
+    lr_psi: float = 2e-2
     """Learning rate of psi'."""
     lr_discriminator: float = 4e-4
     """Learning rate of the discriminator and w'."""

@@ -99,11 +99,11 @@ def test_training_moves_psi_alone_of_a_light_person(base: Base, faces: Faces) ->
 
 @pytest.mark.parametrize("light", [False, True])
 def test_a_person_grows_more_like_itself(base: Base, faces: Faces, light: bool) -> None:
-    tuning = Tuning(steps=20, lr_psi=2e-2, lr_generator=1e-3)
+    tuning = Tuning(steps=60)
     learned = fine_tune(
         embed(base, faces, CPU), base, faces, flat_perceptual(), tuning, light=light
     )
-    assert learned.metrics["held_out/after"] < 0.95 * learned.metrics["held_out/before"]
+    assert learned.metrics["held_out/after"] < 0.9 * learned.metrics["held_out/before"]
     assert learned.step % tuning.check_every == 0
 
 
