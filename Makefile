@@ -25,7 +25,7 @@ $(READY): pyproject.toml constraints.txt
 	test -d $(VENV) || $(PYTHON) -m venv \
 	  $$($(PYTHON) -c "import torch, torchvision" 2>/dev/null && echo --system-site-packages) $(VENV)
 	$(BIN)/python -c "import torch, torchvision" 2>/dev/null || $(BIN)/pip install -q $(TORCH)
-	$(BIN)/pip install -q -c constraints.txt -e '.[dlib,lite,dev]'
+	$(BIN)/pip install -q -c constraints.txt -e '.[dlib,lite,s3,dev]'
 	touch $@
 
 lint: $(READY) ## ruff check, ruff format --check, pyright

@@ -22,7 +22,7 @@ def test_every_node_installs_the_mounted_project(cluster):
     mounted = [remote for remote, local in cluster["file_mounts"].items() if local == "."]
     assert len(mounted) == 1
     assert any(
-        command.startswith("pip install") and command.endswith(f"-e {mounted[0]}")
+        command.startswith("pip install") and command.endswith(f"-e {mounted[0]}[s3]")
         for command in cluster["setup_commands"]
     )
 
