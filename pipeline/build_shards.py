@@ -20,6 +20,7 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -40,13 +41,17 @@ from pipeline.progress import Watch, summary
 from pipeline.report import REPORT, write_report
 from pipeline.shard import INDEX, REJECTS, Index
 from pipeline.stages import Align, Work
-from pipeline.storage import join
+from pipeline.storage import absolute, join
 
 FAN_CPU_S = 0.5
 """What a frame costs fan and its detector on one CPU core, roughly."""
 
 Row = dict[str, Any]
 """What travels through the graph: one shard's work, packed by `to_row`, in a block of its own."""
+
+
+BOOTSTRAP = "~/ray_bootstrap_config.yaml"
+"""What `ray up` leaves on the head of a cluster."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,26 +172,27 @@ class ShardSink(Datasink[list[Work]]):
 
 
 def connect(config: BuildConfig) -> None:
-    """Join the cluster that runs here, else start a Ray of our own."""
+    """Join the cluster that the settings or `ray up` name, else start a Ray of our own.
+
+    Another Ray that happens to run here is somebody else's, and ends when they do.
+    """
     for name in ("ray.data._internal", "ray.data.dataset"):
         logging.getLogger(name).setLevel(logging.ERROR)  # Watch and the summary say more
     if ray.is_initialized():
         return
-    if config.ray_address != "local":
-        try:
-            ray.init(address=config.ray_address, logging_level=logging.ERROR)
-            return
-        except ConnectionError:
-            if config.ray_address != "auto":
-                raise ValueError(
-                    f"No Ray cluster answers at {config.ray_address}. Give --ray-address local."
-                ) from None
-    ray.init(
-        address="local",
-        num_cpus=config.num_cpus,
-        include_dashboard=False,
-        logging_level=logging.ERROR,
-    )
+    on_head = Path(BOOTSTRAP).expanduser().exists()
+    address = config.ray_address or ("auto" if on_head else "local")
+    of_our_own: dict[str, Any] = {"num_cpus": config.num_cpus, "include_dashboard": False}
+    try:
+        ray.init(
+            address=address,
+            logging_level=logging.ERROR,
+            **(of_our_own if address == "local" else {}),
+        )
+    except ConnectionError:
+        raise ValueError(
+            f"No Ray cluster answers at {address}. Give --ray-address local."
+        ) from None
 
 
 def catch_signals() -> dict[signal.Signals, Any]:
@@ -301,6 +307,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Read the flags and build; returns the exit status."""
     config = tyro.cli(
         BuildConfig, args=argv, description=__doc__, config=(tyro.conf.FlagCreatePairsOff,)
+    )
+    # Workers have working folders of their own.
+    config = dataclasses.replace(
+        config, input=absolute(config.input), output=absolute(config.output)
     )
     console = Console(stderr=True)
     previous = catch_signals()

@@ -4,6 +4,7 @@
 program is held to: how a frame became a face picture and its raster.
 """
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
@@ -17,14 +18,16 @@ class FaceSpec:
 
     Bound into the index of the shards, every checkpoint and every person file. Pictures made by two
     different specs must never meet: what training saw and what a user's own video gives are the
-    same.
+    same. crop_rules, palette and align_rules stand for constants of this program: see `rules_id`.
     """
 
     image_px: int
     crop_margin: float
+    crop_rules: str
     palette: str
     backend: str
     detector: str
+    align_rules: str
     weights_sha256: str
 
     def to_dict(self) -> dict[str, Any]:
@@ -37,7 +40,10 @@ class FaceSpec:
         known = {f.name for f in fields(cls)}
         if known != set(values):
             odd = sorted(known ^ set(values))
-            raise ValueError(f"A face spec has the fields {sorted(known)}; these differ: {odd}.")
+            raise ValueError(
+                f"A face spec has the fields {sorted(known)}; these differ: {odd}. It was written "
+                "by another version of this program: build or train again with this one."
+            )
         return cls(**values)
 
     def require_same(self, other: "FaceSpec", where: str) -> None:
@@ -53,6 +59,11 @@ class FaceSpec:
                 f"The face pictures of {where} were made in another way: {'; '.join(differing)}. "
                 "Use the same crop, palette and landmark backend for both, or build them again."
             )
+
+
+def rules_id(*rules: object) -> str:
+    """Name a set of constants: a short hash that changes whenever one of them does."""
+    return hashlib.sha256(repr(rules).encode()).hexdigest()[:12]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,9 +167,9 @@ class BuildConfig:
     """Read every shard again, compare it with the index, name what is wrong, and stop."""
     retry_rejects: bool = False
     """Build the shards that hold rejected videos once more."""
-    ray_address: str = "auto"
-    """auto: the Ray cluster that runs on this machine, else a Ray of its own. local: always its
-    own."""
+    ray_address: str | None = None
+    """Where to run: host:port, auto for the Ray of this machine, local for a Ray of its own.
+    Default: the cluster, where this machine is the head that `ray up` made, else local."""
     num_cpus: int | None = None
     """Cores that a Ray of its own may use. Default: all."""
 

@@ -37,6 +37,11 @@ def is_remote(address: str) -> bool:
     return "://" in address and not address.startswith("file://")
 
 
+def absolute(address: str) -> str:
+    """Make a local path independent of the working folder; object stores' addresses are already."""
+    return address if is_remote(address) else str(Path(_local(address)).absolute())
+
+
 def join(folder: str, name: str) -> str:
     """Append a name to a folder's address."""
     return f"{folder.rstrip('/')}/{name}"
