@@ -21,7 +21,7 @@ import cv2
 import numpy as np
 from jaxtyping import Bool, Float, Float32, UInt8
 
-from pipeline.config import AlignConfig
+from pipeline.config import AlignConfig, rules_id
 from pipeline.rasterize import NUM_POINTS
 
 Box = tuple[float, float, float, float]
@@ -59,13 +59,16 @@ class Landmarks:
 
 @runtime_checkable
 class Identified(Protocol):
-    """Says which backend, detector and weights landmarks come from, for the record."""
+    """Says which backend, detector, rules and weights landmarks come from, for the record."""
 
     @property
     def backend(self) -> str: ...
 
     @property
     def detector(self) -> str: ...
+
+    @property
+    def rules(self) -> str: ...
 
     @property
     def weights_sha256(self) -> str: ...
@@ -89,6 +92,7 @@ class Identity(NamedTuple):
 
     backend: str
     detector: str
+    rules: str
     weights_sha256: str
 
 
@@ -108,8 +112,10 @@ def identify(config: AlignConfig) -> Identity:
 
         return identify_fan(config)
     if config.backend == "dlib":
-        return Identity("dlib", DlibAligner.detector, file_sha256(dlib_weights()))
-    return Identity("null", NullAligner.detector, NullAligner.weights_sha256)
+        return Identity(
+            "dlib", DlibAligner.detector, DlibAligner.rules, file_sha256(dlib_weights())
+        )
+    return Identity("null", NullAligner.detector, NullAligner.rules, "")
 
 
 def overlap(a: Box, b: Box) -> float:
@@ -178,6 +184,8 @@ class DlibAligner:
     NUDGE = 0.06
     """The predictor hangs on where its box lies, and HOG's boxes lie on a grid. The mean over five
     boxes, so many sides apart, trembles a third less from frame to frame."""
+
+    rules = rules_id(SAME_FACE_IOU, MAX_DETECT_PX, LOCAL_FACE_PX, LOCAL_REACH, NUDGE, "mean of 5")
 
     def __init__(self) -> None:
         weights = dlib_weights()
@@ -279,6 +287,7 @@ class NullAligner:
 
     backend = "null"
     detector = "none"
+    rules = ""
     weights_sha256 = ""
 
     def landmarks_of(self, segments: Sequence[np.ndarray]) -> list[Landmarks]:

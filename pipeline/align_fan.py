@@ -25,6 +25,7 @@ from face_alignment.models import FAN
 from jaxtyping import Float32, UInt8
 
 from pipeline.align import (
+    SAME_FACE_IOU,
     Box,
     Identity,
     Landmarks,
@@ -33,7 +34,7 @@ from pipeline.align import (
     file_sha256,
     follow_face,
 )
-from pipeline.config import AlignConfig
+from pipeline.config import AlignConfig, rules_id
 
 FAN_URL = models_urls["2DFAN-4"]
 
@@ -59,6 +60,7 @@ class FanAligner:
     """2D-FAN-4 behind a detector of face-alignment, without the flip test that doubles its cost."""
 
     backend = "fan"
+    rules = rules_id(SAME_FACE_IOU, "no flip test")
 
     def __init__(self, config: AlignConfig) -> None:
         folder = weights_folder(config.weights_dir)
@@ -135,7 +137,8 @@ class FanAligner:
 def identify_fan(config: AlignConfig) -> Identity:
     """Hash the files that the config names, FAN's first."""
     files = fan_weights(config.detector, weights_folder(config.weights_dir))
-    return Identity("fan", config.detector, "+".join(file_sha256(file) for file in files))
+    sha256 = "+".join(file_sha256(file) for file in files)
+    return Identity("fan", config.detector, FanAligner.rules, sha256)
 
 
 def weights_folder(weights_dir: str | None) -> Path:

@@ -13,6 +13,8 @@ import cv2
 import numpy as np
 from jaxtyping import Float, UInt8
 
+from pipeline.config import rules_id
+
 LIFT = 0.16
 """How far the square's centre lies above the landmarks', in sides of their box: hair is above
 them."""
@@ -75,3 +77,8 @@ def to_crop(
     """Carry points from pixels of the frame to pixels of the crop."""
     corner = np.array([square.left, square.top], np.float64)
     return ((points - corner) * (image_px / square.side)).astype(np.float32)
+
+
+def crop_id() -> str:
+    """Name the rules of this file: a short hash that changes whenever a square or crop could."""
+    return rules_id(LIFT, TRIM, "area or cubic", "edges repeated")

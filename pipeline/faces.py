@@ -19,7 +19,7 @@ from jaxtyping import Bool, Float32, Shaped, UInt8
 
 from pipeline.align import SAME_FACE_IOU, Aligner, Identified, Landmarks, overlap
 from pipeline.config import CropConfig, DecodeConfig, FaceSpec
-from pipeline.crop import Square, crop, square_of, to_crop
+from pipeline.crop import Square, crop, crop_id, square_of, to_crop
 from pipeline.decode import SegmentFrames, decode_video, iter_frames
 from pipeline.plan import VIDEO_SUFFIXES, Segment, Video, safe_id
 from pipeline.rasterize import draw, palette_id, round_points
@@ -56,9 +56,11 @@ def face_spec(aligner: Identified, config: CropConfig) -> FaceSpec:
     return FaceSpec(
         image_px=config.image_px,
         crop_margin=config.margin,
+        crop_rules=crop_id(),
         palette=palette_id(),
         backend=aligner.backend,
         detector=aligner.detector,
+        align_rules=aligner.rules,
         weights_sha256=aligner.weights_sha256,
     )
 
@@ -149,12 +151,14 @@ def read_faces(
 
 
 def require_aligner(spec: FaceSpec, aligner: Identified) -> None:
-    """Raise ValueError unless this aligner and this program's raster are those of the spec."""
+    """Raise ValueError unless this aligner and this program's crop and raster are those of the spec."""
     here = replace(
         spec,
+        crop_rules=crop_id(),
         palette=palette_id(),
         backend=aligner.backend,
         detector=aligner.detector,
+        align_rules=aligner.rules,
         weights_sha256=aligner.weights_sha256,
     )
     spec.require_same(here, "this machine")

@@ -11,12 +11,13 @@ x [0, h] and the centre of its first pixel is (0.5, 0.5). So points go from one 
 multiplication.
 """
 
-import hashlib
 from typing import NamedTuple
 
 import cv2
 import numpy as np
 from jaxtyping import Float, Shaped, UInt8
+
+from pipeline.config import rules_id
 
 NUM_POINTS = 68
 REFERENCE_PX = 256
@@ -91,5 +92,4 @@ def draw(points: Float[np.ndarray, "68 2"], image_px: int) -> UInt8[np.ndarray, 
 
 def palette_id() -> str:
     """Name the drawing rules: a short hash that changes whenever a raster could."""
-    rules = (tuple(PALETTE), REFERENCE_LINE_PX, REFERENCE_PX, SUBPIXEL_BITS, "LINE_8", "centre .5")
-    return hashlib.sha256(repr(rules).encode()).hexdigest()[:12]
+    return rules_id(PALETTE, REFERENCE_LINE_PX, REFERENCE_PX, SUBPIXEL_BITS, "LINE_8", "centre .5")

@@ -8,9 +8,11 @@ from pipeline.sample import Sample
 SPEC = FaceSpec(
     image_px=48,
     crop_margin=0.4,
+    crop_rules="c",
     palette="p",
     backend="null",
     detector="none",
+    align_rules="",
     weights_sha256="",
 )
 

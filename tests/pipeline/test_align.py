@@ -103,7 +103,7 @@ def test_of_two_faces_the_larger_is_taken_and_then_kept(dlib_aligner):
 def test_the_predictor_is_recorded_by_hash(dlib_aligner):
     expected = hashlib.sha256(dlib_weights().read_bytes()).hexdigest()
     assert dlib_aligner.weights_sha256 == expected
-    assert identify(AlignConfig(backend="dlib")) == ("dlib", "hog", expected)
+    assert identify(AlignConfig(backend="dlib")) == ("dlib", "hog", DlibAligner.rules, expected)
 
 
 def test_a_missing_extra_is_an_error_that_names_it(monkeypatch):
@@ -135,7 +135,7 @@ def test_the_template_is_a_face_in_the_unit_square():
 def test_backends_are_aligners(dlib_aligner):
     assert isinstance(dlib_aligner, Aligner)
     assert isinstance(NullAligner(), Aligner)
-    assert identify(AlignConfig(backend="null")) == ("null", "none", "")
+    assert identify(AlignConfig(backend="null")) == ("null", "none", "", "")
 
 
 def test_the_face_that_continues_the_track_is_chosen_else_the_largest():

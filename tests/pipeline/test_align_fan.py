@@ -13,7 +13,7 @@ from face_alignment.models import FAN
 from skimage.data import astronaut
 
 from pipeline.align import identify, make_aligner
-from pipeline.align_fan import fan_weights
+from pipeline.align_fan import FanAligner, fan_weights
 from pipeline.config import AlignConfig
 
 FAN_FILE = "2DFAN4-11f355bf06.pth.tar"
@@ -85,7 +85,7 @@ def test_the_weights_are_recorded_by_hash(config, torch_home):
     hashes = [hashlib.sha256((checkpoints / f).read_bytes()) for f in (FAN_FILE, SFD_FILE)]
     aligner = make_aligner(config)
     assert aligner.weights_sha256 == "+".join(h.hexdigest() for h in hashes)
-    assert identify(config) == ("fan", "sfd", aligner.weights_sha256)
+    assert identify(config) == ("fan", "sfd", FanAligner.rules, aligner.weights_sha256)
 
 
 def test_missing_weights_are_an_error_that_says_what_to_do(tmp_path, monkeypatch):

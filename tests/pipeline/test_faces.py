@@ -9,6 +9,7 @@ from skimage.data import astronaut
 
 from pipeline.align import DlibAligner, Landmarks, NullAligner, template
 from pipeline.config import CropConfig
+from pipeline.crop import crop_id
 from pipeline.decode import SegmentFrames
 from pipeline.faces import (
     CUT,
@@ -196,9 +197,16 @@ def test_paths_that_hold_nothing_are_errors_for_people(tmp_path):
         read_faces(tmp_path, aligner, SPEC, 4)
 
 
-def test_an_aligner_or_palette_other_than_the_specs_is_refused():
-    require_aligner(SPEC, NullAligner())
-    with pytest.raises(ValueError, match="backend is 'null', not 'fan'"):
-        require_aligner(dataclasses.replace(SPEC, backend="fan"), NullAligner())
-    with pytest.raises(ValueError, match="palette"):
-        require_aligner(dataclasses.replace(SPEC, palette="crayons"), NullAligner())
+def test_an_aligner_crop_or_palette_other_than_the_specs_is_refused():
+    spec = face_spec(NullAligner(), CropConfig())
+    require_aligner(spec, NullAligner())
+    for name in ("backend", "detector", "align_rules", "weights_sha256", "palette", "crop_rules"):
+        other = dataclasses.replace(spec, **{name: "crayons"})
+        with pytest.raises(ValueError, match=f"{name} is '.*', not 'crayons'"):
+            require_aligner(other, NullAligner())
+
+
+def test_a_constant_that_changes_the_crop_changes_its_name(monkeypatch):
+    before = crop_id()
+    monkeypatch.setattr("pipeline.crop.LIFT", 0.2)
+    assert crop_id() != before

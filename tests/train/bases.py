@@ -10,6 +10,7 @@ from model.discriminator import Discriminator
 from model.embedder import Embedder
 from model.generator import Generator
 from pipeline.config import FaceSpec
+from pipeline.crop import crop_id
 from pipeline.rasterize import palette_id
 from train.checkpoint import save_step
 from train.config import LossWeights
@@ -28,9 +29,11 @@ def face_spec(image_px: int = 48, backend: str = "null") -> FaceSpec:
     return FaceSpec(
         image_px=image_px,
         crop_margin=0.4,
+        crop_rules=crop_id(),
         palette=palette_id(),
         backend=backend,
         detector="none",
+        align_rules="",
         weights_sha256="",
     )
 

@@ -70,7 +70,7 @@ def test_side_by_side_shows_driver_raster_and_film(person, driver, tmp_path, abs
 class Blinkered:
     """A landmark backend that finds no face in some frames."""
 
-    backend, detector, weights_sha256 = "null", "none", ""
+    backend, detector, rules, weights_sha256 = "null", "none", "", ""
 
     def __init__(self, missing: set[int]) -> None:
         self._missing = missing
