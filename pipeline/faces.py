@@ -151,7 +151,7 @@ def read_faces(
 
 
 def require_aligner(spec: FaceSpec, aligner: Identified) -> None:
-    """Raise ValueError unless this aligner and this program's crop and raster are those of the spec."""
+    """Raise ValueError unless the aligner, and this program's crop and raster, are the spec's."""
     here = replace(
         spec,
         crop_rules=crop_id(),
