@@ -23,7 +23,7 @@ from pipeline.crop import Square, crop, crop_id, square_of, to_crop
 from pipeline.decode import SegmentFrames, decode_video, iter_frames
 from pipeline.plan import VIDEO_SUFFIXES, Segment, Video, safe_id
 from pipeline.rasterize import draw, palette_id, round_points
-from pipeline.sample import Reject, Sample
+from pipeline.sample import Reject, Sample, thumbnail_of
 
 MIN_FACE_PX = 32
 """Landmarks that span less than this in the decoded frame are a face too small to learn from."""
@@ -85,7 +85,12 @@ def faces_of(
     verdicts = [judge(segment.pixels, found) for segment, found in pairs]
     good = [(s, i) for s, verdict in enumerate(verdicts) for i in np.flatnonzero(verdict == GOOD)]
     if len(good) < min_frames:
-        return Reject(id=f"{person}/{video}", stage="faces", reason=_why(verdicts, min_frames))
+        return Reject(
+            id=f"{person}/{video}",
+            stage="faces",
+            reason=_why(verdicts, min_frames),
+            thumbnail=_middle(segments),
+        )
     squares = {
         s: square_of(pairs[s][1].points[verdicts[s] == GOOD], spec.crop_margin)
         for s in {s for s, _ in good}
@@ -265,6 +270,12 @@ def _colours(picture: UInt8[np.ndarray, "h w 3"]) -> Float32[np.ndarray, "216"]:
     """Give each of 6 x 6 x 6 colours its share of the picture."""
     counts = cv2.calcHist([picture], [0, 1, 2], None, [6, 6, 6], [0, 256] * 3).ravel()
     return counts / np.float32(counts.sum())
+
+
+def _middle(segments: Sequence[SegmentFrames]) -> str:
+    """Show the middle one of a video's frames; nothing where there are none."""
+    frames = [frame for segment in segments for frame in segment.pixels]
+    return thumbnail_of(frames[len(frames) // 2]) if frames else ""
 
 
 def _why(verdicts: Sequence[Shaped[np.ndarray, "_"]], min_frames: int) -> str:

@@ -5,6 +5,7 @@ The folder itself is the record. `build.json` says which job it belongs to, each
 that the shard is done, and `index.json` that all are. A rerun reads these and does the rest.
 """
 
+import base64
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,7 +18,7 @@ import av
 
 from pipeline.config import BuildConfig, FaceSpec
 from pipeline.plan import Plan, Shard
-from pipeline.sample import FIELDS, SCHEMA
+from pipeline.sample import FIELDS, SCHEMA, decode_picture
 from pipeline.shard import (
     INDEX,
     REJECTS,
@@ -197,7 +198,22 @@ def verify(folder: str) -> list[str]:
     with ThreadPoolExecutor(4) as pool:
         for found in pool.map(lambda s: list(_faults(folder, s, spans[s.name])), index.shards):
             problems += found
-    return problems
+    return problems + list(_misreported(folder, index))
+
+
+def _misreported(folder: str, index: Index) -> Iterator[str]:
+    """Check the list of rejects, and the thumbnails that the index holds of them."""
+    try:
+        if read_file(folder, REJECTS) != index.rejects_lines():
+            yield f"{REJECTS} isn't what the index says"
+    except FileNotFoundError:
+        yield f"{REJECTS} is missing"
+    for reject in index.rejects:
+        try:
+            if reject.thumbnail:
+                decode_picture(base64.b64decode(reject.thumbnail, validate=True), "thumbnail")
+        except ValueError:
+            yield f"{INDEX}: the thumbnail of {reject.id} is not a picture"
 
 
 def _faults(folder: str, shard: ShardEntry, videos: Sequence[VideoEntry]) -> Iterator[str]:

@@ -44,8 +44,14 @@ MAX_REJECTS = 100
 
 THUMB_PX = 144
 
+JPEG_URL = "data:image/jpeg;base64,"
+
 RIGID = [0, 16, 27, 28, 29, 30, 36, 39, 42, 45]
 """Points that move with the skull: ears, nose bridge, corners of the eyes."""
+
+
+class Markup(str):
+    """Text that is HTML already."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -264,7 +270,7 @@ def thumb(picture: UInt8[np.ndarray, "p p 3"]) -> UInt8[np.ndarray, "t t 3"]:
 def data_url(picture: UInt8[np.ndarray, "h w 3"]) -> str:
     """Put a picture into the page itself, as a JPEG."""
     _, data = cv2.imencode(".jpg", picture[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 82])
-    return "data:image/jpeg;base64," + base64.b64encode(data.tobytes()).decode()
+    return JPEG_URL + base64.b64encode(data.tobytes()).decode()
 
 
 def rejects(index: Index) -> str:
@@ -277,14 +283,21 @@ def rejects(index: Index) -> str:
         [(f"{count:,}", *what) for what, count in reasons.most_common()],
     )
     named = [("video", r) for r in index.rejects] + [("file", r) for r in index.lost_segments]
-    rows = [(what, *_words(reject)) for what, reject in named[:MAX_REJECTS]]
+    rows = [
+        (what, reject.id, reject.stage, reject.reason, _picture(reject))
+        for what, reject in named[:MAX_REJECTS]
+    ]
     more = len(named) - len(rows)
     rest = f"<p class=note>{more:,} more are in rejects.jsonl.</p>" if more else ""
-    return counts + table(("what", "id", "stage", "reason"), rows) + rest
+    return counts + table(("what", "id", "stage", "reason", "middle frame"), rows) + rest
 
 
-def _words(reject: Reject) -> tuple[str, str, str]:
-    return reject.id, reject.stage, reject.reason
+def _picture(reject: Reject) -> Markup:
+    """Show what a rejected video looked like, where a frame was seen."""
+    if not reject.thumbnail:
+        return Markup("")
+    name = html.escape(reject.id)
+    return Markup(f"<img alt='{name}' src='{JPEG_URL}{html.escape(reject.thumbnail)}'>")
 
 
 def provenance(index: Index) -> str:
@@ -299,12 +312,14 @@ def provenance(index: Index) -> str:
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Build a table of text."""
+    """Build a table of text, which is escaped, and Markup, which is not."""
     titles = f"<tr>{''.join(f'<th>{html.escape(title)}' for title in head)}</tr>" if head else ""
-    lines = "".join(
-        f"<tr>{''.join(f'<td>{html.escape(cell)}' for cell in row)}</tr>" for row in rows
-    )
+    lines = "".join(f"<tr>{''.join(f'<td>{_cell(cell)}' for cell in row)}</tr>" for row in rows)
     return f"<div class=scroll><table>{titles}{lines}</table></div>"
+
+
+def _cell(content: str) -> str:
+    return content if isinstance(content, Markup) else html.escape(content)
 
 
 STYLE = """
@@ -342,6 +357,7 @@ i { font: 600 11px system-ui; padding: 1px 7px; border-radius: 9px; margin-left:
 table { border-spacing: 0; font-size: 14px; width: 100% }
 td, th { padding: 6px 14px; text-align: left; vertical-align: top; overflow-wrap: anywhere }
 tr + tr td { border-top: 1px solid var(--line) } th { color: var(--soft); font-weight: 600 }
+td img { display: block; border-radius: 4px }
 td:first-child { color: var(--soft) }
 """
 

@@ -8,6 +8,7 @@ with the person and contain no dot: webdataset ends a key at the first one, and 
 "__x__".
 """
 
+import base64
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -23,6 +24,9 @@ SCHEMA = 1
 FIELDS = ("jpg", "json", "png")
 """The fields of a sample, in their order in the tar."""
 
+THUMBNAIL_PX = 96
+"""Longest side of the picture that a rejected video leaves."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Reject:
@@ -31,6 +35,9 @@ class Reject:
     id: str
     stage: str
     reason: str
+    thumbnail: str = ""
+    """Where frames were seen, one of them as a JPEG of about 2 kB, in base64: it travels in the
+    manifest and the index, whole or not at all like everything there."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,6 +135,15 @@ def decode_picture(data: bytes, name: str) -> UInt8[np.ndarray, "h w 3"]:
     if pixels is None:
         raise ValueError(f"{name} holds {len(data)} bytes that are not a picture.")
     return cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)
+
+
+def thumbnail_of(frame: UInt8[np.ndarray, "h w 3"]) -> str:
+    """Shrink a frame for a Reject. The same frame gives the same text."""
+    scale = min(1.0, THUMBNAIL_PX / max(frame.shape[:2]))
+    height, width = (max(1, round(side * scale)) for side in frame.shape[:2])
+    small = cv2.resize(frame, (width, height), interpolation=cv2.INTER_AREA)
+    data = _encode(small.astype(np.uint8, copy=False), ".jpg", [cv2.IMWRITE_JPEG_QUALITY, 75])
+    return base64.b64encode(data).decode()
 
 
 def _encode(pixels: UInt8[np.ndarray, "h w 3"], suffix: str, how: list[int]) -> bytes:

@@ -217,14 +217,18 @@ class Index:
         """Take the videos of one split, in the order of their keys."""
         return tuple(v for v in self.videos if v.split == split)
 
+    def rejects_lines(self) -> bytes:
+        """List the rejects for people and grep, a line each, without their thumbnails."""
+        lines = [
+            json.dumps({"what": what, "id": r.id, "stage": r.stage, "reason": r.reason}) + "\n"
+            for what, rejects in (("video", self.rejects), ("segment", self.lost_segments))
+            for r in rejects
+        ]
+        return "".join(lines).encode()
+
     def save(self, folder: str) -> None:
         """Write rejects.jsonl, then index.json."""
-        lines = [
-            json.dumps({"what": what, **asdict(reject)}) + "\n"
-            for what, rejects in (("video", self.rejects), ("segment", self.lost_segments))
-            for reject in rejects
-        ]
-        write_file(folder, REJECTS, "".join(lines).encode())
+        write_file(folder, REJECTS, self.rejects_lines())
         facts = {
             "schema": SCHEMA,
             "face": self.face.to_dict(),

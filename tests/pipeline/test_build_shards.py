@@ -4,6 +4,7 @@ Small videos with the null backend, so that every video with a picture has a fac
 really found is in test_faces.py and in the demo.
 """
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -20,11 +21,12 @@ import numpy as np
 import pytest
 import ray
 
-from pipeline import build_shards
+from pipeline import build_shards, ledger
 from pipeline.build_shards import Resources
 from pipeline.config import AlignConfig, BuildConfig
-from pipeline.sample import from_fields
-from pipeline.shard import Index, read_span, samples_in_span
+from pipeline.sample import Reject, from_fields, thumbnail_of
+from pipeline.shard import Index, read_span, samples_in_span, write_shard
+from tests.pipeline.samples import SPEC
 from tests.pipeline.videos import (
     flip_bits,
     noisy,
@@ -221,6 +223,22 @@ def test_verify_finds_what_is_wrong(built, tmp_path, capfd):
     assert "copy.tar is not in the index" in said
 
 
+def test_verify_finds_what_is_wrong_with_rejects(tmp_path):
+    frame = np.zeros((300, 200, 3), np.uint8)
+    reject = Reject(id="a/b", stage="faces", reason="no face", thumbnail=thumbnail_of(frame))
+    manifest = write_shard(str(tmp_path), "train-000000", [reject], 90)
+    index = Index.of([manifest], SPEC, {}, {})
+    index.save(str(tmp_path))
+    assert ledger.verify(str(tmp_path)) == []
+    hurt = dataclasses.replace(reject, thumbnail=reject.thumbnail[:40])
+    dataclasses.replace(index, rejects=(hurt,)).save(str(tmp_path))
+    (tmp_path / "rejects.jsonl").write_text("")
+    assert ledger.verify(str(tmp_path)) == [
+        "rejects.jsonl isn't what the index says",
+        "index.json: the thumbnail of a/b is not a picture",
+    ]
+
+
 def test_dry_run_writes_nothing(videos, tmp_path, capfd):
     assert build(videos, tmp_path / "shards", "--dry-run") == 0
     said = capfd.readouterr().err
@@ -273,6 +291,8 @@ def test_bad_videos_are_rejected_and_the_rest_is_unharmed(videos, tmp_path, capf
         assert rejects[person].startswith(reason), person
     assert index.totals["planned"] == 17 == index.totals["accepted"] + index.totals["rejected"]
     assert {v.person for v in index.videos} == set(PERSONS)
+    assert {r.id for r in index.rejects if r.thumbnail} == {"frozen/a", "one/a"}
+    assert build_shards.main(["--output", str(output), "--verify"]) == 0
     lines = [json.loads(x) for x in (output / "rejects.jsonl").read_text().splitlines()]
     assert {x["id"] for x in lines if x["what"] == "video"} == {r.id for r in index.rejects}
     assert "9 of 17 videos" in capfd.readouterr().err
@@ -384,7 +404,14 @@ def assert_nothing_is_half_written(output: Path, built: Path) -> None:
             assert digest == sound[name], name
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize(
+    "number",
+    [
+        signal.SIGTERM,
+        pytest.param(signal.SIGINT, marks=pytest.mark.slow),  # handled as SIGTERM is
+        signal.SIGKILL,
+    ],
+)
 def test_what_is_finished_survives_a_signal(built, videos, script, tmp_path, number):
     output = tmp_path / "shards"
     process = start(script, videos, output)

@@ -26,7 +26,7 @@ from pipeline.faces import (
     require_aligner,
 )
 from pipeline.rasterize import draw
-from pipeline.sample import Reject
+from pipeline.sample import Reject, thumbnail_of
 
 SPEC = face_spec(NullAligner(), CropConfig(image_px=48, margin=0.3))
 
@@ -154,11 +154,13 @@ def test_too_few_good_frames_are_a_reject_that_accounts_for_all():
     found = face_at(10, side=50)
     found.found[:6] = False
     found.points[6] *= 0.1
-    reject = make(scene(1, 10), found, min_frames=4)
+    frames = scene(1, 10)
+    reject = make(frames, found, min_frames=4)
     assert reject == Reject(
         id="ann/talk",
         stage="faces",
         reason="no face: 3 good frames of 10, 4 needed (no face in 6, face too small in 1)",
+        thumbnail=thumbnail_of(frames[5]),
     )
 
 

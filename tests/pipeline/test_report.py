@@ -21,7 +21,7 @@ from pipeline.report import (
     page,
     write_report,
 )
-from pipeline.sample import Reject, Sample
+from pipeline.sample import Reject, Sample, thumbnail_of
 from pipeline.shard import Index, VideoEntry, write_shard
 from tests.pipeline.samples import SPEC, make_sample
 
@@ -97,6 +97,14 @@ def test_a_build_of_rejects_alone_has_a_page(tmp_path):
     Index.of([manifest], SPEC, {}, {}).save(str(tmp_path))
     write_report(str(tmp_path))
     assert "not a video" in (tmp_path / "report.html").read_text()
+
+
+def test_a_reject_shows_its_thumbnail(folder):
+    index = Index.load(str(folder))
+    grey = thumbnail_of(np.full((9, 12, 3), 90, np.uint8))
+    text = page(replace(index, rejects=(replace(index.rejects[0], thumbnail=grey),)), [])
+    assert text.count("<img") == 1
+    assert f"<img alt='&lt;b&gt;&amp;/talk' src='data:image/jpeg;base64,{grey}'>" in text
 
 
 def test_many_videos_make_a_page_of_bounded_size(folder):

@@ -1,11 +1,12 @@
 """The contract of a stored frame: what is encoded comes back."""
 
+import base64
 import json
 
 import numpy as np
 import pytest
 
-from pipeline.sample import from_fields, to_fields
+from pipeline.sample import decode_picture, from_fields, thumbnail_of, to_fields
 from tests.pipeline.samples import make_sample
 
 
@@ -55,6 +56,14 @@ def test_broken_picture_is_named():
     fields = {**to_fields(make_sample(), 95), "jpg": b"not a picture"}
     with pytest.raises(ValueError, match=r"ann/talk/000\.jpg holds 13 bytes"):
         from_fields("ann/talk/000", fields)
+
+
+@pytest.mark.parametrize(("shape", "size"), [((300, 150), (96, 48)), ((20, 31), (20, 31))])
+def test_a_thumbnail_is_a_small_picture(shape, size):
+    text = thumbnail_of(np.full((*shape, 3), (200, 90, 40), np.uint8))
+    picture = decode_picture(base64.b64decode(text, validate=True), "thumbnail")
+    assert picture.shape == (*size, 3)
+    assert np.abs(picture.astype(int) - (200, 90, 40)).max() <= 3
 
 
 def test_odd_names_survive_json():
