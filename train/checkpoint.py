@@ -6,6 +6,7 @@
       resume.pt    what going on needs besides: raw networks, optimisers, counters
       rows.pt      W and its moments
       index.json   the training videos in the order of W's rows
+    pinned/        models that persons refer to, by their hash
 
 Tensors and primitives only, read with `weights_only=True`; loading is strict.
 """
@@ -99,12 +100,17 @@ def load(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path} is not a readable checkpoint file: {error}") from error
 
 
-def find_model(path: Path) -> Path:
-    """Resolve a run folder, a checkpoint folder or a file to its model.pt."""
+def find_model(path: Path, sha256: str = "") -> Path:
+    """Resolve a run folder, a checkpoint folder or a file to its model.pt.
+
+    Of a run it is the newest one, or the pinned one of this hash.
+    """
     if path.is_file():
         return path
     if (path / "model.pt").is_file():
         return path / "model.pt"
+    if sha256 and _pinned(path, sha256).is_file():
+        return _pinned(path, sha256)
     finished = steps(path)
     if not finished:
         raise ValueError(
@@ -119,13 +125,37 @@ def face_of(model: Mapping[str, Any]) -> FaceSpec:
     return FaceSpec.from_dict(model["face"])
 
 
+def pin(base: Base) -> Path:
+    """Keep a run's model where dropping old steps doesn't reach it; return that place.
+
+    A person that shares its base's generator needs that very file. A model that lies in no run is
+    its user's to keep, and stays where it is.
+    """
+    model = base.path.resolve()
+    if model.parent.parent.name != "checkpoints":
+        return model
+    place = _pinned(model.parents[2], base.sha256)
+    if not place.exists():
+        place.parent.mkdir(exist_ok=True)
+        try:
+            os.link(model, place)
+        except OSError:  # a file system without links
+            temporary = place.with_name(f".tmp-{place.name}")
+            shutil.copyfile(model, temporary)
+            temporary.rename(place)
+    return place
+
+
 def load_base(path: Path) -> Base:
     """Build the networks of a meta-learned model in eval mode on the CPU."""
     path = find_model(path)
     state = load(path)
     if state.get("schema") != SCHEMA:
         raise ValueError(f"{path} has schema {state.get('schema')}, this version reads {SCHEMA}")
-    config = ModelConfig(**state["model"])
+    try:
+        config = ModelConfig(**state["model"])
+    except TypeError as error:
+        raise ValueError(f"{path} was made by another version: {error}") from error
     networks = Embedder(config), Generator(config), Discriminator(config)
     for network, name in zip(networks, ("embedder", "generator", "discriminator"), strict=True):
         network.load_state_dict(state[name])
@@ -157,6 +187,10 @@ def save_file(path: Path, state: Mapping[str, Any]) -> None:
     _save(temporary, state)
     temporary.rename(path)
     _sync_folder(path.parent)
+
+
+def _pinned(run: Path, sha256: str) -> Path:
+    return run / "pinned" / f"{sha256}.pt"
 
 
 def _save(path: Path, state: Mapping[str, Any]) -> None:

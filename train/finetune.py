@@ -11,17 +11,17 @@ person's file lies a picture of what was learned.
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import tyro
 
-from model.perceptual import make_perceptual
+from model.perceptual import Perceptual, make_perceptual
 from pipeline.faces import read_faces
 from pipeline.sample import Reject
 from pipeline.storage import StorageError
-from train.checkpoint import Base, load_base
+from train.checkpoint import Base, load_base, pin
 from train.data import Faces, Shards, faces_of_samples
 from train.order import spread
 from train.person import Device, Kind, Person, aligner_of, save_person
@@ -84,14 +84,12 @@ def main(argv: Sequence[str] | None = None) -> None:
             embedded = embed(base, faces, world.device)
             learned = embedded
             if config.kind != "feed-forward":
-                perceptual = make_perceptual(
-                    base.perceptual["name"],
-                    weights_dir=config.perceptual_dir,
-                    vggface=config.vggface,
-                ).to(world.device)
+                perceptual = load_perceptual(config, base).to(world.device)
                 learned = fine_tune(
                     embedded, base, faces, perceptual, config.tuning, light=config.light
                 )
+            if config.kind != "full":
+                base = replace(base, path=pin(base))
             person = learned.as_person(name, config.kind, base, faces)
             save_person(output, person)
             picture = output.with_suffix(".png")
@@ -101,6 +99,21 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(f"person     {output}  ({output.stat().st_size / 1000:.0f} kB)")
     print(f"picture    {picture}")
     print(summary(person, time.monotonic() - started))
+
+
+def load_perceptual(config: FinetuneConfig, base: Base) -> Perceptual:
+    """Build the network that the base was trained with; raise where its weights are others."""
+    perceptual = make_perceptual(
+        base.perceptual["name"], weights_dir=config.perceptual_dir, vggface=config.vggface
+    )
+    expected = base.perceptual["weights_sha256"]
+    if perceptual.weights_sha256 != expected:
+        raise ValueError(
+            f"{base.path} was trained with other weights of {perceptual.name} than are here: "
+            f"expected sha256 {expected}, found {perceptual.weights_sha256}; name the right files "
+            "with --perceptual-dir and --vggface"
+        )
+    return perceptual
 
 
 def find_faces(config: FinetuneConfig, base: Base) -> tuple[str, Faces]:

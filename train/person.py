@@ -170,7 +170,7 @@ def _base_of(person: Person, base: Path | None) -> Base:
             f"{person.name} is a {person.kind} person and needs its base, which is not at {path}: "
             "give its place with --base"
         )
-    found = find_model(path)
+    found = find_model(path, person.base_sha256)
     sha256 = hash_file(found)
     if sha256 != person.base_sha256:
         raise ValueError(

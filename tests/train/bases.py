@@ -9,6 +9,7 @@ from model.config import ModelConfig
 from model.discriminator import Discriminator
 from model.embedder import Embedder
 from model.generator import Generator
+from model.perceptual import make_perceptual
 from pipeline.config import FaceSpec
 from pipeline.crop import crop_id
 from pipeline.rasterize import palette_id
@@ -54,7 +55,10 @@ def make_base(run: Path, face: FaceSpec, *, seed: int = 0, model: ModelConfig = 
             **state,
             "model": asdict(model),
             "face": face.to_dict(),
-            "perceptual": {"name": "lite"},
+            "perceptual": {
+                "name": "lite",
+                "weights_sha256": make_perceptual("lite").weights_sha256,
+            },
             "loss": asdict(LossWeights(l1=5.0)),
         },
         resume={},

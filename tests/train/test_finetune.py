@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -9,28 +10,18 @@ import numpy as np
 import pytest
 import torch
 
-from model.perceptual import Perceptual
+from model.perceptual import Perceptual, make_perceptual
 from tests.pipeline.videos import picture, write_video
 from tests.train.bases import MODEL, face_spec, make_base
 from tests.train.shards import make_samples, make_shards
 from train.checkpoint import Base, load_base
 from train.data import Faces, faces_of_samples
-from train.finetune import FinetuneConfig, main
+from train.finetune import FinetuneConfig, load_perceptual, main
 from train.person import load_generator, load_person
 from train.personalise import Tuning, divide, embed, fine_tune
 
 PX = MODEL.image_px
 CPU = torch.device("cpu")
-
-
-class Pools(torch.nn.Module):
-    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        return torch.nn.functional.avg_pool2d(x, 2), torch.nn.functional.avg_pool2d(x, 8)
-
-
-def flat_perceptual(*_: str, **__: str | None) -> Perceptual:
-    """Build a content term that compares averaged pixels, and needs no weights."""
-    return Perceptual("flat", [Pools()], (1.0, 0.5), {})
 
 
 @pytest.fixture(scope="module")
@@ -48,9 +39,9 @@ def faces() -> Faces:
     return faces_of_samples(make_samples("ada", "v1", "train", 9, 48), PX)
 
 
-@pytest.fixture(autouse=True)
-def no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("train.finetune.make_perceptual", flat_perceptual)
+@pytest.fixture(scope="module")
+def perceptual() -> Perceptual:
+    return make_perceptual("lite")
 
 
 def write_face(path: Path) -> Path:
@@ -70,16 +61,16 @@ def test_a_quarter_of_four_or_more_frames_chooses_the_step(num_frames, num_held)
     assert sorted(trained + held) == list(range(num_frames))
 
 
-def test_the_start_is_the_feed_forward_person(base: Base, faces: Faces) -> None:
+def test_the_start_is_the_feed_forward_person(base: Base, faces: Faces, perceptual) -> None:
     embedded = embed(base, faces, CPU)
     assert torch.allclose(embedded.generator.psi, base.generator.psi(embedded.e[None])[0])
-    learned = fine_tune(embedded, base, faces, flat_perceptual(), Tuning(steps=1, lr_psi=0.0))
+    learned = fine_tune(embedded, base, faces, perceptual, Tuning(steps=1, lr_psi=0.0))
     assert torch.equal(learned.generator.psi, embedded.generator.psi)
 
 
-def test_training_moves_everything_of_a_full_person(base: Base, faces: Faces) -> None:
+def test_training_moves_everything_of_a_full_person(base: Base, faces: Faces, perceptual) -> None:
     embedded = embed(base, faces.take([0, 4, 8]), CPU)
-    learned = fine_tune(embedded, base, faces.take([0, 4, 8]), flat_perceptual(), Tuning(steps=3))
+    learned = fine_tune(embedded, base, faces.take([0, 4, 8]), perceptual, Tuning(steps=3))
     before = dict(embedded.generator.named_parameters())
     stuck = [n for n, p in learned.generator.named_parameters() if torch.equal(p, before[n])]
     # A softmax over places doesn't see what is added to every key.
@@ -87,10 +78,10 @@ def test_training_moves_everything_of_a_full_person(base: Base, faces: Faces) ->
     assert learned.step == 3
 
 
-def test_training_moves_psi_alone_of_a_light_person(base: Base, faces: Faces) -> None:
+def test_training_moves_psi_alone_of_a_light_person(base: Base, faces: Faces, perceptual) -> None:
     embedded = embed(base, faces.take([0, 4, 8]), CPU)
     learned = fine_tune(
-        embedded, base, faces.take([0, 4, 8]), flat_perceptual(), Tuning(steps=3), light=True
+        embedded, base, faces.take([0, 4, 8]), perceptual, Tuning(steps=3), light=True
     )
     before = embedded.generator.state_dict()
     moved = {n for n, p in learned.generator.state_dict().items() if not torch.equal(p, before[n])}
@@ -98,18 +89,16 @@ def test_training_moves_psi_alone_of_a_light_person(base: Base, faces: Faces) ->
 
 
 @pytest.mark.parametrize("light", [False, True])
-def test_a_person_grows_more_like_itself(base: Base, faces: Faces, light: bool) -> None:
+def test_a_person_grows_more_like_itself(base, faces, perceptual, light) -> None:
     tuning = Tuning(steps=60)
-    learned = fine_tune(
-        embed(base, faces, CPU), base, faces, flat_perceptual(), tuning, light=light
-    )
+    learned = fine_tune(embed(base, faces, CPU), base, faces, perceptual, tuning, light=light)
     assert learned.metrics["held_out/after"] < 0.9 * learned.metrics["held_out/before"]
     assert learned.step % tuning.check_every == 0
 
 
-def test_a_seed_gives_the_same_person_again(base: Base, faces: Faces) -> None:
+def test_a_seed_gives_the_same_person_again(base: Base, faces: Faces, perceptual) -> None:
     one, two = (
-        fine_tune(embed(base, faces, CPU), base, faces, flat_perceptual(), Tuning(steps=3))
+        fine_tune(embed(base, faces, CPU), base, faces, perceptual, Tuning(steps=3))
         for _ in range(2)
     )
     assert torch.equal(one.generator.psi, two.generator.psi)
@@ -174,3 +163,10 @@ def test_the_command_runs_as_typed(run: Path, tmp_path: Path) -> None:
         [*command, *flags, "--output", str(tmp_path / "ada.pt")], cwd=root, check=True, timeout=100
     )
     assert load_person(tmp_path / "ada.pt").kind == "feed-forward"
+
+
+def test_weights_other_than_those_of_meta_training_are_refused(base: Base) -> None:
+    other = {"name": "lite", "weights_sha256": {"lite.pth": "0" * 64}}
+    with pytest.raises(ValueError, match="trained with other weights of lite"):
+        load_perceptual(FinetuneConfig(person="ada"), replace(base, perceptual=other))
+    assert load_perceptual(FinetuneConfig(person="ada"), base).name == "lite"

@@ -1,4 +1,4 @@
-"""The loop: 6 steps are 3 + save + load + 3 to the bit; a stop leaves a checkpoint; ranks add up."""
+"""The loop: 6 steps are 3 + save + load + 3 to the bit; a stop leaves a checkpoint; ranks add."""
 
 import json
 import math

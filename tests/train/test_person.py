@@ -1,5 +1,6 @@
 """A personal network starts as the meta-learned one, learns, and survives its file."""
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import pytest
 import torch
 
 from tests.train.bases import MODEL, face_spec, make_base
-from train.checkpoint import Base, load_base, save_file
+from train.checkpoint import Base, load_base, pin, save_file
 from train.person import (
     Person,
     PersonalDiscriminator,
@@ -157,3 +158,20 @@ def test_a_file_that_is_not_a_person_is_refused(base, e, tmp_path: Path) -> None
 def test_kind_and_generator_agree(base, e) -> None:
     with pytest.raises(ValueError, match="full person, but its generator is missing"):
         replace(feed_forward(base, e), kind="full")
+
+
+def test_a_pinned_base_outlives_its_step_and_is_found_by_its_run(e, tmp_path: Path) -> None:
+    run = make_base(tmp_path / "run", face_spec())
+    base = load_base(run)
+    person = replace(feed_forward(base, e), base=str(pin(base)))
+    shutil.rmtree(base.path.parent)
+    load_generator(person)
+    load_generator(replace(person, base="gone.pt"), run)
+    assert pin(base) == pin(base) == Path(person.base)
+
+
+def test_a_base_outside_a_run_stays_where_it_is(tmp_path: Path) -> None:
+    model = load_base(make_base(tmp_path / "run", face_spec())).path
+    lone = Path(shutil.copy(model, tmp_path / "lone.pt"))
+    assert pin(load_base(lone)) == lone
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["lone.pt", "run"]
