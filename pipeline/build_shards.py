@@ -40,7 +40,7 @@ from pipeline.plan import Plan, Shard, find_videos, make_plan
 from pipeline.progress import Watch, summary
 from pipeline.report import REPORT, write_report
 from pipeline.shard import INDEX, REJECTS, Index
-from pipeline.stages import Align, Work
+from pipeline.stages import Align, Builder, Work
 from pipeline.storage import absolute, join
 
 FAN_CPU_S = 0.5
@@ -78,8 +78,8 @@ class Resources:
                 task_cpus=1,
                 device="cuda",
             )
-        # An aligner a core, holding half of it, leaves half for a task of another stage: whichever
-        # has work takes the core, and neither keeps the other from starting.
+        # An actor a core, holding half of it, leaves half for the writing: whichever has work takes
+        # the core, and neither keeps the other from starting.
         return cls(
             num_aligners=num_cpus, aligner_cpus=0.5, aligner_gpus=0, task_cpus=0.5, device="cpu"
         )
@@ -97,24 +97,32 @@ def run_graph(
     rows = [to_row(Work(shard=shard)) for shard in shards]
     work = ray.data.from_items(rows, override_num_blocks=len(rows))
 
-    # 2. decode: a shard's videos -> their candidate frames, up to a few hundred MB. Where aligners
-    #    run on CPUs Ray fuses it into the actors and spares the frames a way through the store.
-    work = work.map(functools.partial(decode, config=config), num_cpus=resources.task_cpus)
-
-    # 3. align: frames -> their landmarks, by actors that keep the network loaded.
-    work = work.map(
-        AlignActor,  # type: ignore[arg-type]  # a class, as actors need; Ray annotates functions
-        fn_constructor_args=(dataclasses.replace(config.align, device=resources.device),),
-        num_cpus=resources.aligner_cpus,
-        num_gpus=resources.aligner_gpus,
-        compute=ActorPoolStrategy(size=min(resources.num_aligners, len(rows))),
+    config = dataclasses.replace(
+        config, align=dataclasses.replace(config.align, device=resources.device)
     )
+    # Classes, as actors need: Ray annotates functions alone.
+    actors: dict[str, Any] = {
+        "num_cpus": resources.aligner_cpus,
+        "num_gpus": resources.aligner_gpus,
+        "compute": ActorPoolStrategy(size=min(resources.num_aligners, len(rows))),
+    }
+    if resources.aligner_gpus:
+        # 2. decode: a shard's videos -> their candidate frames, up to a few hundred MB.
+        task = functools.partial(decode, config=config)
+        work = work.map(task, num_cpus=resources.task_cpus)
 
-    # 4. draw: frames and landmarks -> samples; Ray fuses it with the writing into one task.
-    work = work.map(functools.partial(draw, config=config, spec=spec), num_cpus=resources.task_cpus)
+        # 3. align: frames -> their landmarks, by actors that keep the network loaded.
+        work = work.map(AlignActor, fn_constructor_args=(config.align,), **actors)  # type: ignore[arg-type]
 
-    # 5. write: samples -> a tar and its manifest in the output folder.
-    sink = ShardSink(config.output, config.jpeg_quality)
+        # 4. draw and pack: frames and landmarks -> samples -> the bytes of a tar.
+        task = functools.partial(draw, config=config, spec=spec)
+        work = work.map(task, num_cpus=resources.task_cpus)
+    else:
+        # 2. to 4. in one actor a core: nothing is won by sending frames from one to another.
+        work = work.map(BuildActor, fn_constructor_args=(config, spec), **actors)  # type: ignore[arg-type]
+
+    # 5. write: a tar and its manifest in the output folder.
+    sink = ShardSink(config.output)
     work.write_datasink(sink, ray_remote_args={"num_cpus": resources.task_cpus})
     return sink
 
@@ -147,24 +155,36 @@ class AlignActor:
 
 
 def draw(row: Row, config: BuildConfig, spec: FaceSpec) -> Row:
-    """Turn a shard's frames into samples."""
+    """Turn a shard's frames into samples, and those into a tar."""
     work = to_work(row)
-    return row if work.failed else to_row(stages.draw(work, config, spec))
+    if work.failed:
+        return row
+    return to_row(stages.pack(stages.draw(work, config, spec), config.jpeg_quality))
+
+
+class BuildActor:
+    """Holds a landmark backend and a decoder."""
+
+    def __init__(self, config: BuildConfig, spec: FaceSpec) -> None:
+        self._build = Builder(config, spec)
+
+    def __call__(self, row: Row) -> Row:
+        """Do a shard's work, all but the writing."""
+        return to_row(self._build(to_work(row)))
 
 
 class ShardSink(Datasink[list[Work]]):
     """Writes shards. Repeating a write is harmless: names and bytes depend on the work alone."""
 
-    def __init__(self, folder: str, jpeg_quality: int) -> None:
+    def __init__(self, folder: str) -> None:
         self.finished: list[Work] = []
         """In the driver, at the end: what each shard cost, and which have failed."""
         self._folder = folder
-        self._jpeg_quality = jpeg_quality
 
     def write(self, blocks: Iterable[Block], ctx: Any) -> list[Work]:
         """Write the shards of some blocks, in a worker."""
         rows = (row for block in blocks for row in BlockAccessor.for_block(block).iter_rows(True))
-        return [stages.write(to_work(row), self._folder, self._jpeg_quality) for row in rows]
+        return [stages.write(to_work(row), self._folder) for row in rows]
 
     def on_write_complete(self, write_result: Any) -> None:
         """Take in what the workers returned, in the driver."""

@@ -13,7 +13,7 @@ import hashlib
 import io
 import json
 import tarfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
@@ -104,13 +104,17 @@ def manifest_name(shard: str) -> str:
 
 
 def pack(
-    shard: str, videos: Sequence[Outcome], jpeg_quality: int
-) -> tuple[bytes, list[VideoEntry]]:
-    """Make the bytes of a tar, and the span of each accepted video in it."""
-    buffer, entries = io.BytesIO(), []
+    shard: str, videos: Iterable[Outcome], jpeg_quality: int
+) -> tuple[bytes, list[VideoEntry], list[Reject]]:
+    """Make the bytes of a tar, the span of each accepted video in it, and the rejects.
+
+    Takes one video at a time, so that no more than one need be in memory.
+    """
+    buffer, entries, rejects = io.BytesIO(), [], []
     with tarfile.open(fileobj=buffer, mode="w", format=tarfile.USTAR_FORMAT) as tar:
         for samples in videos:
             if isinstance(samples, Reject):
+                rejects.append(samples)
                 continue
             start = buffer.tell()
             for sample in samples:
@@ -121,7 +125,7 @@ def pack(
             span = buffer.getbuffer()[start : buffer.tell()]
             entries.append(_entry(shard, samples, start, span))
             span.release()
-    return buffer.getvalue(), entries
+    return buffer.getvalue(), entries, rejects
 
 
 def _entry(shard: str, samples: Sequence[Sample], offset: int, span: memoryview) -> VideoEntry:
@@ -138,30 +142,56 @@ def _entry(shard: str, samples: Sequence[Sample], offset: int, span: memoryview)
     )
 
 
-def write_shard(
-    folder: str,
+@dataclass(frozen=True, kw_only=True)
+class PackedShard:
+    """A shard's files, ready to be written. A shard of rejects alone has no tar."""
+
+    tar: bytes
+    manifest: Manifest
+
+
+def pack_shard(
     name: str,
-    videos: Sequence[Outcome],
+    videos: Iterable[Outcome],
     jpeg_quality: int,
     lost_segments: Sequence[Reject] = (),
-) -> Manifest:
+) -> PackedShard:
+    """Make a shard's files. lost_segments is read last: taking a video may add to it."""
+    data, entries, rejects = pack(name, videos, jpeg_quality)
+    tar = data if entries else b""
+    manifest = Manifest(
+        name=name,
+        num_bytes=len(tar),
+        sha256=hashlib.sha256(tar).hexdigest() if tar else "",
+        videos=tuple(entries),
+        rejects=tuple(rejects),
+        lost_segments=tuple(lost_segments),
+    )
+    return PackedShard(tar=tar, manifest=manifest)
+
+
+def write_packed(folder: str, shard: PackedShard) -> None:
     """Write a shard's tar, then its manifest, each whole or not at all.
 
     Doing it twice writes the same bytes, so a retry, or two workers at once, do no harm.
     """
-    data, entries = pack(name, videos, jpeg_quality)
-    manifest = Manifest(
-        name=name,
-        num_bytes=len(data) if entries else 0,
-        sha256=hashlib.sha256(data).hexdigest() if entries else "",
-        videos=tuple(entries),
-        rejects=tuple(v for v in videos if isinstance(v, Reject)),
-        lost_segments=tuple(lost_segments),
-    )
-    if entries:
-        write_file(folder, tar_name(name), data)
-    write_file(folder, manifest_name(name), manifest.to_json())
-    return manifest
+    name = shard.manifest.name
+    if shard.tar:
+        write_file(folder, tar_name(name), shard.tar)
+    write_file(folder, manifest_name(name), shard.manifest.to_json())
+
+
+def write_shard(
+    folder: str,
+    name: str,
+    videos: Iterable[Outcome],
+    jpeg_quality: int,
+    lost_segments: Sequence[Reject] = (),
+) -> Manifest:
+    """Make a shard of samples and write it."""
+    packed = pack_shard(name, videos, jpeg_quality, lost_segments)
+    write_packed(folder, packed)
+    return packed.manifest
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,17 +1,19 @@
 """The work on one shard, stage by stage, as `build_shards.py` strings it together.
 
-    plan -> [decode -> align -> draw -> write]
+    plan -> [decode -> align -> draw -> pack -> write]
 
 A stage takes a `Work` and returns one that has got further. Nothing that is wrong with a video
 stops it: a video that gives nothing becomes a `Reject`. Storage that fails is another matter, since
-trying again may help: it fails the shard, and the others go on.
+trying again may help: it fails the shard, and the others go on. Where no GPU asks for stages of
+their own, `Builder` does all but the last in one go.
 """
 
 import functools
 import math
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import cv2
@@ -23,7 +25,7 @@ from pipeline.faces import faces_of
 from pipeline.isolate import Decoder
 from pipeline.plan import Shard, Video
 from pipeline.sample import Reject
-from pipeline.shard import Outcome, write_shard
+from pipeline.shard import Outcome, PackedShard, pack_shard, write_packed
 from pipeline.storage import StorageError
 
 STORAGE_TRIES = 3
@@ -45,6 +47,7 @@ class Work:
     landmarks: Sequence[Sequence[Landmarks]] = ()
     outcomes: Sequence[Outcome] = ()
     damaged: Sequence[Reject] = ()
+    packed: PackedShard | None = None
     cpu_s: Mapping[str, float] = field(default_factory=dict)
     failed: str = ""
 
@@ -129,10 +132,57 @@ def draw(work: Work, config: BuildConfig, spec: FaceSpec) -> Work:
     return work.after("draw", time.process_time() - start_s)
 
 
-def write(work: Work, folder: str, jpeg_quality: int) -> Work:
+def pack(work: Work, jpeg_quality: int) -> Work:
+    """Encode the samples: from here on a shard is its files."""
+    start_s = time.process_time()
+    packed = pack_shard(work.shard.name, work.outcomes, jpeg_quality, work.damaged)
+    work = replace(work, packed=packed, outcomes=(), damaged=())
+    return work.after("pack", time.process_time() - start_s)
+
+
+def write(work: Work, folder: str) -> Work:
     """Write a shard, and return what remains to be told of it: its name, cost and failure."""
     start_s = time.process_time()
-    if not work.failed:
-        write_shard(folder, work.shard.name, work.outcomes, jpeg_quality, work.damaged)
-    work = replace(work, decoded=(), landmarks=(), outcomes=(), damaged=())
+    if work.packed and not work.failed:
+        write_packed(folder, work.packed)
+    work = replace(work, decoded=(), landmarks=(), packed=None)
     return work.after("write", time.process_time() - start_s)
+
+
+class Builder:
+    """Does all of a shard's work but the writing, a video at a time: it holds one video's frames,
+    however many the shard has, and they go nowhere but through the decoder's pipe."""
+
+    def __init__(self, config: BuildConfig, spec: FaceSpec) -> None:
+        self._config = config
+        self._spec = spec
+        self._align = Align(config.align)
+
+    def __call__(self, work: Work) -> Work:
+        """Decode, align, draw and pack."""
+        cpu_s: defaultdict[str, float] = defaultdict(float)
+        damaged: list[Reject] = []
+        outcomes = self._outcomes(work.shard, cpu_s, damaged)
+        start_s = time.process_time()
+        try:
+            packed = pack_shard(work.shard.name, outcomes, self._config.jpeg_quality, damaged)
+        except StorageError as error:
+            return replace(work, failed=str(error))
+        spent_s = time.process_time() - start_s - cpu_s.pop("building")
+        return replace(work, packed=packed, cpu_s=cpu_s).after("pack", spent_s)
+
+    def _outcomes(
+        self, shard: Shard, cpu_s: defaultdict[str, float], damaged: list[Reject]
+    ) -> Iterator[Outcome]:
+        """Build one video after another; adds up their costs, and what was wrong with files."""
+        for video in shard.videos:
+            start_s = time.process_time()
+            part = decode(Work(shard=replace(shard, videos=(video,))), self._config)
+            if part.failed:
+                raise StorageError(part.failed)
+            part = draw(self._align(part), self._config, self._spec)
+            for stage, spent_s in part.cpu_s.items():
+                cpu_s[stage] += spent_s
+            cpu_s["building"] += time.process_time() - start_s
+            damaged += part.damaged
+            yield part.outcomes[0]

@@ -36,7 +36,7 @@ from pipeline.faces import face_spec, faces_of
 from pipeline.plan import find_videos, make_plan
 from pipeline.rasterize import draw
 from pipeline.sample import Reject
-from pipeline.shard import pack
+from pipeline.shard import pack_shard
 
 JOB = """
 import json, sys, threading, time
@@ -118,7 +118,7 @@ def ideal_s(folder: Path, config: BuildConfig) -> float:
                     spec=spec,
                 )
             )
-        pack(shard.name, outcomes, config.jpeg_quality)
+        pack_shard(shard.name, outcomes, config.jpeg_quality)
     return time.process_time() - start_s
 
 

@@ -15,7 +15,7 @@ from pipeline.isolate import Decoder
 from pipeline.plan import Segment, Shard, Video
 from pipeline.sample import Reject
 from pipeline.shard import Manifest
-from pipeline.stages import Align, Work
+from pipeline.stages import Align, Builder, Work
 from tests.pipeline.videos import noisy, write_video
 
 FAILING = """
@@ -79,7 +79,7 @@ def test_storage_that_never_answers_fails_the_shard_and_rejects_nobody(config, t
     work = stages.decode(Work(shard=shard_of("fine", "never")), config)
     assert work.failed == "Can't read it: Input/output error."
     assert work.decoded == ()
-    written = stages.write(work, str(tmp_path / "out"), 95)
+    written = stages.write(work, str(tmp_path / "out"))
     assert written.failed == work.failed
     assert not (tmp_path / "out").exists()
 
@@ -93,9 +93,15 @@ def test_a_shard_goes_through_all_stages(config, tmp_path):
     work = stages.draw(work, config, spec)
     assert work.decoded == work.landmarks == ()
     assert [len(samples) for samples in work.outcomes] == [6, 6]
-    work = stages.write(work, str(tmp_path / "out"), 95)
+    work = stages.pack(work, 95)
     assert work.outcomes == ()
-    assert list(work.cpu_s) == ["decode", "align", "draw", "write"]
+    together = Builder(config, spec)(Work(shard=work.shard))
+    assert together.packed == work.packed
+    work = stages.write(work, str(tmp_path / "out"))
+    assert work.packed is None
+    assert list(work.cpu_s) == ["decode", "align", "draw", "pack", "write"]
+    assert list(together.cpu_s) == list(work.cpu_s)[:-1]
+    assert min(together.cpu_s.values()) > 0
     manifest = Manifest.from_json((tmp_path / "out" / "train-000000.json").read_bytes())
     assert [v.key for v in manifest.videos] == ["ann/a", "ann/b"]
 
@@ -112,3 +118,12 @@ def test_rejects_pass_through_all_stages(config, tmp_path):
     assert reject.id == "bob/bad"
     assert np.array_equal([s.number for s in samples], range(6))
     assert [d.id for d in work.damaged] == ["bob/bad/bad"]
+    together = Builder(config, face_spec(NullAligner(), config.crop))(Work(shard=shard))
+    assert together.packed == stages.pack(work, config.jpeg_quality).packed
+
+
+def test_storage_that_fails_a_builder_fails_the_shard(config):
+    build = Builder(config, face_spec(NullAligner(), config.crop))
+    work = build(Work(shard=shard_of("fine", "never")))
+    assert work.failed == "Can't read it: Input/output error."
+    assert work.packed is None
