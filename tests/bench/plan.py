@@ -1,6 +1,8 @@
 """Plan 1.1 million segments, as many as VoxCeleb2 has: time and memory.
 
     python tests/bench/plan.py [NUM_PERSONS]
+
+Prints what was planned, in how long and with how much memory.
 """
 
 import os
