@@ -27,6 +27,7 @@ from model.config import ModelConfig
 from model.discriminator import Discriminator
 from model.embedder import Embedder
 from model.generator import Generator
+from model.perceptual import Perceptual
 from pipeline.config import FaceSpec
 
 SCHEMA = 1
@@ -123,6 +124,16 @@ def find_model(path: Path, sha256: str = "") -> Path:
 def face_of(model: Mapping[str, Any]) -> FaceSpec:
     """Return the crop, raster and landmark backend that a model.pt is bound to."""
     return FaceSpec.from_dict(model["face"])
+
+
+def require_same_weights(perceptual: Perceptual, saved: Mapping[str, Any], where: Path) -> None:
+    """Raise ValueError unless the content loss has the weights that a model was trained with."""
+    if perceptual.weights_sha256 != saved["weights_sha256"]:
+        raise ValueError(
+            f"{where} was trained with other weights of {perceptual.name} than are here: expected "
+            f"sha256 {saved['weights_sha256']}, found {perceptual.weights_sha256}; name the files "
+            "it was trained with"
+        )
 
 
 def pin(base: Base) -> Path:

@@ -61,6 +61,11 @@ class LossWeights:
     matching: float = 10.0
     """L_MCH = |e - W_i|."""
 
+    def __post_init__(self) -> None:
+        for term, weight in vars(self).items():
+            if weight < 0:
+                raise ValueError(f"loss.{term} is {weight}: give 0 or more")
+
 
 @dataclass(frozen=True, kw_only=True)
 class OptimiserConfig:
@@ -76,6 +81,16 @@ class OptimiserConfig:
     """Decay of the second moment."""
     eps: float = 1e-5
     """Added to the root of the second moment."""
+
+    def __post_init__(self) -> None:
+        for name in ("lr_generator", "lr_discriminator", "eps"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"optimiser.{name} is {getattr(self, name)}: give more than 0")
+        for name in ("beta1", "beta2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(
+                    f"optimiser.{name} is {getattr(self, name)}: give a decay from 0 to below 1"
+                )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,11 +158,12 @@ class MetaConfig:
         ):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}: give at least 1")
-        if self.data.batch_size % self.accumulate:
-            raise ValueError(
-                f"data.batch_size {self.data.batch_size} can't be computed in accumulate = "
-                f"{self.accumulate} parts: make it a multiple"
-            )
+        for name in ("max_minutes", "max_steps"):
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                raise ValueError(f"{name} is {value}: give more than 0, or leave it out")
+        if not 0 <= self.ema < 1:
+            raise ValueError(f"ema is {self.ema}: give a decay from 0 to below 1")
 
 
 _PAPER = MetaConfig()

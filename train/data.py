@@ -6,6 +6,7 @@ A video's span is read at its place in the shard and checked before anything in 
 the frames that were drawn are decoded, and rasters are drawn anew from the stored landmarks.
 """
 
+import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,8 +21,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from pipeline.rasterize import draw
 from pipeline.sample import Sample, decode_picture, read_facts
-from pipeline.shard import Index, VideoEntry, read_span, samples_in_span
-from pipeline.storage import StorageError
+from pipeline.shard import Index, VideoEntry, read_span, samples_in_span, tar_name
+from pipeline.storage import StorageError, list_files
 from train.augment import View
 from train.order import (
     Visit,
@@ -31,6 +32,7 @@ from train.order import (
     training_frames,
     visit,
 )
+from train.stop import STOP_SIGNALS
 
 Split = Literal["train", "val"]
 
@@ -111,6 +113,7 @@ class Shards:
         held_out = tuple(entry for entry in self.index.videos if entry.split == "val")
         self.hold_out = not held_out
         self.val = held_out or self.train
+        _require_shards(self.folder, self.index)
         if not self.train:
             raise ValueError(f"{self.folder}/index.json lists no training video: build more shards")
 
@@ -130,7 +133,7 @@ class Shards:
             raise ValueError(
                 f"K = {num_sources} sources and a target need {num_sources + 1} frames, but video "
                 f"{self.train[fewest].key} in {self.folder} offers {len(offered[fewest])}: lower "
-                "the number of sources, or build shards with a larger --min-frames"
+                "--data.num-sources, or build shards with a larger --min-frames"
             )
         return offered
 
@@ -356,8 +359,28 @@ def _one_a_person(visits: Sequence[HeldOut], count: int) -> list[HeldOut]:
     return [*sorted(first.values(), key=lambda v: v.entry.key), *rest][:count]
 
 
+def _require_shards(folder: str, index: Index) -> None:
+    """Raise where a shard is missing or of another size, before hours are spent on the others."""
+    sizes = list_files(folder)
+    wrong = [
+        f"{shard.name} is {'missing' if size is None else f'{size} bytes'}"
+        for shard in index.shards
+        if (size := sizes.get(tar_name(shard.name))) != shard.num_bytes
+    ]
+    if wrong:
+        raise ValueError(
+            f"{folder} is not as its index says: {', '.join(wrong[:5])}; {len(wrong)} of "
+            f"{len(index.shards)} shards. Build what is missing with pipeline/build_shards.py"
+        )
+
+
 def start_worker(_: int = 0) -> None:
-    """Keep a worker to one core: the cores are shared by workers, not by their threads."""
+    """Keep a worker to one core, and leave the signals that ask to stop to the training process.
+
+    torchrun and terminals send them to all; a worker that died of one would fail the last step.
+    """
+    for number in STOP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
     # glibc gives a visit's few MB back to the system when they are freed, and mapping them again

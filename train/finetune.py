@@ -21,7 +21,7 @@ from model.perceptual import Perceptual, make_perceptual
 from pipeline.faces import read_faces
 from pipeline.sample import Reject
 from pipeline.storage import StorageError
-from train.checkpoint import Base, load_base, pin
+from train.checkpoint import Base, load_base, pin, require_same_weights
 from train.data import Faces, Shards, faces_of_samples
 from train.order import spread
 from train.person import Device, Kind, Person, aligner_of, save_person
@@ -106,13 +106,7 @@ def load_perceptual(config: FinetuneConfig, base: Base) -> Perceptual:
     perceptual = make_perceptual(
         base.perceptual["name"], weights_dir=config.perceptual_dir, vggface=config.vggface
     )
-    expected = base.perceptual["weights_sha256"]
-    if perceptual.weights_sha256 != expected:
-        raise ValueError(
-            f"{base.path} was trained with other weights of {perceptual.name} than are here: "
-            f"expected sha256 {expected}, found {perceptual.weights_sha256}; name the right files "
-            "with --perceptual-dir and --vggface"
-        )
+    require_same_weights(perceptual, base.perceptual, base.path)
     return perceptual
 
 

@@ -27,26 +27,29 @@ PANEL_PERSONS = 4
 def train(config: MetaConfig, world: World) -> Path:
     """Train until the configured end or a stop; return the last checkpoint's folder."""
     started = time.monotonic()
+    _require_divisible(config, world)
     shards = Shards(config.shards, image_px=config.model.image_px)
     perceptual = load_perceptual(config.perceptual).to(world.device)
     learner = make_learner(config, len(shards.train), world.device)
-    step, visits = resume(learner, config, shards, world)
+    step, visits = resume(learner, config, shards, perceptual)
     last_step = _last_step(config, len(shards.train))
     if config.compile:
         for network in (learner.embedder, learner.generator, learner.discriminator, perceptual):
             network.compile()
 
     batches = _batches(config, shards, world, visits)
-    panels = _panel_batches(shards, config, world)
+    panels = _panel_batches(shards, config, world) if world.is_main else {}
     stop = StopRequest()
     reporter = (
-        Reporter(config.run, first_step=step, last_step=last_step)
+        Reporter(config.run, first_step=step, first_visit=visits, last_step=last_step)
         if world.is_main
         else nullcontext()
     )
     with reporter as report, stop.listening():
         if report:
             report.settings(primitives(config))
+            if perceptual.name == "vgg" and not config.perceptual.vggface:
+                report.say("content loss: VGG19 alone, as --perceptual.vggface names no file")
         while True:
             # Draw the panel and save, on schedule and at the end.
             out_of_time = config.max_minutes is not None and (
@@ -88,7 +91,9 @@ def train(config: MetaConfig, world: World) -> Path:
                     report.line(step, visits, values)
 
 
-def resume(learner: Learner, config: MetaConfig, shards: Shards, world: World) -> tuple[int, int]:
+def resume(
+    learner: Learner, config: MetaConfig, shards: Shards, perceptual: Perceptual
+) -> tuple[int, int]:
     """Load the newest checkpoint of the run, if any; return the steps and visits done."""
     finished = checkpoint.steps(config.run)
     if not finished:
@@ -99,6 +104,7 @@ def resume(learner: Learner, config: MetaConfig, shards: Shards, world: World) -
     keys = json.loads((newest / "index.json").read_text())
     _require_same_videos([video.key for video in shards.train], keys, newest)
     shards.index.face.require_same(checkpoint.face_of(model), str(newest))
+    checkpoint.require_same_weights(perceptual, model["perceptual"], newest)
     learner.load(model, state, checkpoint.load(newest / "rows.pt"))
     return state["step"], state["visits"]
 
@@ -148,8 +154,9 @@ def load_perceptual(config: PerceptualConfig) -> Perceptual:
 
 
 def split_batch(batch: VisitBatch, parts: int) -> list[VisitBatch]:
-    """Cut a batch into equal parts along its visits."""
-    size = len(batch.keys) // parts
+    """Cut a batch into equal parts along its visits; their number must be a multiple of `parts`."""
+    size, rest = divmod(len(batch.keys), parts)
+    assert size and not rest, f"{len(batch.keys)} visits in {parts} parts"
     return [
         replace(
             batch,
@@ -165,6 +172,15 @@ def split_batch(batch: VisitBatch, parts: int) -> list[VisitBatch]:
 def primitives(config: MetaConfig) -> dict:
     """Return the config as JSON would hold it, for the run folder and the checkpoint."""
     return json.loads(json.dumps(asdict(config), default=str))
+
+
+def _require_divisible(config: MetaConfig, world: World) -> None:
+    parts = world.size * config.accumulate
+    if config.data.batch_size % parts:
+        raise ValueError(
+            f"a batch of {config.data.batch_size} visits can't be divided by {world.size} ranks "
+            f"and {config.accumulate} parts each: make --data.batch-size a multiple of {parts}"
+        )
 
 
 def _last_step(config: MetaConfig, num_videos: int) -> int:
@@ -205,7 +221,7 @@ def _panel_batches(shards: Shards, config: MetaConfig, world: World) -> dict[str
 _FREE = {
     "shards", "run", "max_epochs", "max_minutes", "max_steps", "report_every", "panel_every",
     "checkpoint_every", "keep", "accumulate", "channels_last", "compile", "data.num_workers",
-    "rows.device",
+    "rows.device", "perceptual.weights_dir", "perceptual.vggface",
 }  # fmt: skip
 
 

@@ -24,11 +24,11 @@ class Reporter:
     Only the main rank has one.
     """
 
-    def __init__(self, run: Path, *, first_step: int, last_step: int | None) -> None:
+    def __init__(self, run: Path, *, first_step: int, first_visit: int, last_step: int) -> None:
         run.mkdir(parents=True, exist_ok=True)
         self._run = run
         self._log = (run / "log.jsonl").open("a")
-        self._board = SummaryWriter(str(run / "tensorboard"), purge_step=first_step)
+        self._board = SummaryWriter(str(run / "tensorboard"), purge_step=first_visit + 1)
         self._plain = not sys.stderr.isatty()
         self._bar = tqdm(
             total=last_step,

@@ -4,7 +4,7 @@ import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 class StopRequest:
@@ -16,7 +16,7 @@ class StopRequest:
     @contextmanager
     def listening(self) -> Iterator[None]:
         """Catch the signals inside the block and put the former handlers back after it."""
-        former = {number: signal.signal(number, self._note) for number in _SIGNALS}
+        former = {number: signal.signal(number, self._note) for number in STOP_SIGNALS}
         try:
             yield
         finally:

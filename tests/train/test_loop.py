@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from model.config import ModelConfig
 from tests.train.shards import make_shards
@@ -91,10 +92,10 @@ def torchrun(config_flags: list[str], *, processes: int = 1, **popen) -> subproc
     )
 
 
-def flags(config: MetaConfig) -> list[str]:
+def flags(config: MetaConfig, *, num_workers: int = 0) -> list[str]:
     return [
         "--preset", "tiny", "--shards", config.shards, "--run-dir", str(config.run),
-        "--data.num-sources", "3", "--data.batch-size", "4", "--data.num-workers", "0",
+        "--data.num-sources", "3", "--data.batch-size", "4", "--data.num-workers", str(num_workers),
         "--precision", "fp32", "--report-every", "1", "--rows.start", "uniform",
         "--model.image-px", "32", "--model.min-channels", "8", "--model.max-channels", "24",
     ]  # fmt: skip
@@ -141,6 +142,33 @@ def test_other_settings_or_other_videos_are_refused_by_name(shards, tmp_path):
         train(replace(config, shards=str(tmp_path / "fewer")), ALONE)
 
 
+def test_tensorboard_keeps_what_came_before_a_stop(shards, tmp_path):
+    config = make_config(shards, tmp_path / "run", max_steps=2)
+    train(config, ALONE)
+    train(replace(config, max_steps=3), ALONE)
+    board = EventAccumulator(str(config.run / "tensorboard")).Reload()
+    assert [event.step for event in board.Scalars("loss/content")] == [3, 6, 9]
+
+
+def test_a_batch_that_ranks_and_parts_cannot_share_is_refused(shards, tmp_path):
+    config = make_config(shards, tmp_path / "run", accumulate=2)
+    with pytest.raises(ValueError, match=r"make --data\.batch-size a multiple of 2"):
+        train(config, ALONE)
+
+
+def test_other_faces_and_other_weights_are_refused(shards, tmp_path):
+    config = make_config(shards, tmp_path / "run", max_steps=1)
+    model = train(config, ALONE) / "model.pt"
+    state = checkpoint.load(model)
+    faces = {**state, "face": {**state["face"], "crop_margin": 0.7}}
+    checkpoint.save_file(model, faces)
+    with pytest.raises(ValueError, match="crop_margin"):
+        train(config, ALONE)
+    checkpoint.save_file(model, {**state, "perceptual": {"name": "lite", "weights_sha256": {}}})
+    with pytest.raises(ValueError, match="trained with other weights of lite"):
+        train(config, ALONE)
+
+
 def test_two_ranks_learn_what_one_does(shards, tmp_path):
     runs = {}
     for processes in (1, 2):
@@ -156,16 +184,33 @@ def test_two_ranks_learn_what_one_does(shards, tmp_path):
     assert moved and runs[2]["rows.pt/updates"].sum() == runs[1]["rows.pt/updates"].sum() > 0
 
 
-def test_sigterm_leaves_a_checkpoint_and_the_same_command_goes_on(shards, tmp_path):
-    config = make_config(shards, tmp_path / "stopped")
-    command = [*flags(config), "--checkpoint-every", "1000"]
-    process = torchrun([*command, "--max-steps", "100000"])
+def stop_after_two_steps(process: subprocess.Popen, number: int, to_group: bool = False) -> None:
     assert process.stdout is not None
     for line in process.stdout:
         if line.startswith("step 2 "):
             break
-    os.kill(process.pid, signal.SIGTERM)
+    (os.killpg if to_group else os.kill)(process.pid, number)
     process.communicate(timeout=120)
+
+
+@pytest.mark.parametrize(("processes", "number"), [(1, signal.SIGTERM), (2, signal.SIGINT)])
+def test_a_signal_to_all_processes_leaves_a_checkpoint(shards, tmp_path, processes, number):
+    config = make_config(shards, tmp_path / "run")
+    process = torchrun(
+        [*flags(config, num_workers=1), "--max-steps", "100000"],
+        processes=processes,
+        start_new_session=True,
+    )
+    stop_after_two_steps(process, number, to_group=True)
+    (folder,) = checkpoint.steps(config.run)
+    assert (folder / "resume.pt").is_file()
+
+
+def test_sigterm_to_torchrun_leaves_a_checkpoint_and_the_same_command_goes_on(shards, tmp_path):
+    config = make_config(shards, tmp_path / "stopped")
+    command = [*flags(config, num_workers=1), "--checkpoint-every", "1000"]
+    process = torchrun([*command, "--max-steps", "100000"])
+    stop_after_two_steps(process, signal.SIGTERM)
     stopped_at = int(checkpoint.steps(config.run)[-1].name.removeprefix("step-"))
     assert stopped_at >= 2
 
