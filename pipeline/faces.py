@@ -2,8 +2,8 @@
 
     segment -> [frames -> landmarks -> raster -> sample] -> shard
 
-The one way from frames to samples. The shards, fine-tuning on a user's own video and driving all
-come through here, so what a network meets later looks like what it was trained on.
+The one way from frames to samples: that of the shards and of a user's own video or photos, so what a
+network meets later looks like what it was trained on.
 """
 
 import math
