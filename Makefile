@@ -55,14 +55,14 @@ demo: $(READY) demo-footage ## the whole way on real footage: video -> shards ->
 	  --align.backend dlib --val-frames 32 --max-reject-rate 0.6
 	$(BIN)/torchrun train/meta_train.py --preset tiny --shards $(DEMO)/shards --run-dir $(DEMO)/run \
 	  --max-minutes 2
-	$(BIN)/torchrun train/finetune.py --person $(DEMO)/videos/wolfgang_langer --base $(DEMO)/run \
-	  --output $(DEMO)/wolfgang.pt
-	$(BIN)/python train/drive.py --person $(DEMO)/wolfgang.pt --base $(DEMO)/run --side-by-side \
+	$(BIN)/torchrun train/finetune.py --person $(DEMO)/videos/carphone --base $(DEMO)/run \
+	  --output $(DEMO)/carphone.pt
+	$(BIN)/python train/drive.py --person $(DEMO)/carphone.pt --side-by-side \
 	  --driver $(DEMO)/videos/single_face/single_face.mp4 --output $(DEMO)/film.mp4
 	@echo
 	@echo "shards    $(DEMO)/shards/index.json, look at $(DEMO)/shards/report.html"
-	@echo "model     $(DEMO)/run, look at $(DEMO)/run/panel-val.png"
-	@echo "person    $(DEMO)/wolfgang.pt"
+	@echo "model     $(DEMO)/run, look at $(DEMO)/run/panel-train.png and panel-val.png"
+	@echo "person    $(DEMO)/carphone.pt, look at $(DEMO)/carphone-panel.png"
 	@echo "film      $(DEMO)/film.mp4"
 
 bench: $(READY) ## measure: medians and ratios within one run, a table each
