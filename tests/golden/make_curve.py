@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from model.config import ModelConfig
+from tests.train.bases import MODEL
 from tests.train.shards import make_shards
 from train.config import DataConfig, LossWeights, MetaConfig, OptimiserConfig, PerceptualConfig
 from train.loop import train
@@ -28,14 +28,7 @@ def run(folder: Path) -> list[list[float]]:
     config = MetaConfig(
         shards=str(folder / "shards"),
         run=folder / "run",
-        model=ModelConfig(
-            image_px=32,
-            min_channels=8,
-            max_channels=24,
-            bottleneck_px=8,
-            attention_down_px=8,
-            attention_up_px=16,
-        ),
+        model=MODEL,
         data=DataConfig(num_sources=3, batch_size=4, num_workers=0, augment=True),
         perceptual=PerceptualConfig(name="lite"),
         loss=LossWeights(l1=2.0, matching=0.2),

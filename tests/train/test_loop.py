@@ -13,7 +13,7 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from model.config import ModelConfig
+from tests.train.bases import MODEL
 from tests.train.shards import make_shards
 from train import checkpoint
 from train.config import DataConfig, LossWeights, MetaConfig, OptimiserConfig, PerceptualConfig
@@ -22,14 +22,6 @@ from train.world import World
 
 ALONE = World(rank=0, size=1, device=torch.device("cpu"))
 ROOT = Path(__file__).parents[2]
-MODEL = ModelConfig(
-    image_px=32,
-    min_channels=8,
-    max_channels=24,
-    bottleneck_px=8,
-    attention_down_px=8,
-    attention_up_px=16,
-)
 
 
 @pytest.fixture(scope="module")

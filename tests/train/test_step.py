@@ -6,8 +6,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from model.config import ModelConfig
 from model.perceptual import make_perceptual
+from tests.train.bases import MODEL
 from train.config import DataConfig, LossWeights, MetaConfig, OptimiserConfig, PerceptualConfig
 from train.data import VisitBatch
 from train.learner import Learner, make_learner
@@ -17,14 +17,7 @@ from train.world import World
 
 ALONE = World(rank=0, size=1, device=torch.device("cpu"))
 CONFIG = MetaConfig(
-    model=ModelConfig(
-        image_px=32,
-        min_channels=8,
-        max_channels=24,
-        bottleneck_px=8,
-        attention_down_px=8,
-        attention_up_px=16,
-    ),
+    model=MODEL,
     data=DataConfig(num_sources=2, batch_size=4),
     perceptual=PerceptualConfig(name="lite"),
     loss=LossWeights(l1=1.0),
