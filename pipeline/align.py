@@ -78,8 +78,11 @@ class Identified(Protocol):
 class Aligner(Identified, Protocol):
     """A landmark backend, loaded."""
 
-    def landmarks(self, frames: UInt8[np.ndarray, "n h w 3"]) -> Landmarks:
-        """Find the landmarks of one segment's frames, given in order of time."""
+    def landmarks(self, frames: UInt8[np.ndarray, "n h w 3"], last: Box | None = None) -> Landmarks:
+        """Find the landmarks of one segment's frames, given in order of time.
+
+        Of a long segment that comes in pieces, `last` is where the piece before left the face.
+        """
         ...
 
     def landmarks_of(self, segments: Sequence[np.ndarray]) -> list[Landmarks]:
@@ -144,10 +147,10 @@ def choose_face(faces: Sequence[ScoredBox], last: Box | None) -> ScoredBox | Non
 def follow_face(
     frames: UInt8[np.ndarray, "n h w 3"],
     detect: Callable[[UInt8[np.ndarray, "h w 3"], Box | None], Sequence[ScoredBox]],
+    last: Box | None = None,
 ) -> list[ScoredBox | None]:
     """Detect in each frame and keep to one face. The detector is told where it was last seen."""
     track: list[ScoredBox | None] = []
-    last: Box | None = None
     for frame in frames:
         face = choose_face(detect(frame, last), last)
         track.append(face)
@@ -199,9 +202,9 @@ class DlibAligner:
     def landmarks_of(self, segments: Sequence[np.ndarray]) -> list[Landmarks]:
         return [self.landmarks(frames) for frames in segments]
 
-    def landmarks(self, frames: UInt8[np.ndarray, "n h w 3"]) -> Landmarks:
+    def landmarks(self, frames: UInt8[np.ndarray, "n h w 3"], last: Box | None = None) -> Landmarks:
         result = Landmarks.empty(len(frames))
-        for i, face in enumerate(follow_face(frames, self._detect)):
+        for i, face in enumerate(follow_face(frames, self._detect, last)):
             if face is not None:
                 result.points[i] = self._points(frames[i], face[0])
                 result.boxes[i], result.scores[i] = face
@@ -296,7 +299,8 @@ class NullAligner:
     def landmarks_of(self, segments: Sequence[np.ndarray]) -> list[Landmarks]:
         return [self.landmarks(frames) for frames in segments]
 
-    def landmarks(self, frames: UInt8[np.ndarray, "n h w 3"]) -> Landmarks:
+    def landmarks(self, frames: UInt8[np.ndarray, "n h w 3"], last: Box | None = None) -> Landmarks:
+        del last
         num_frames, height, width = frames.shape[:3]
         side = min(height, width) / 2
         points = (template() - 0.5) * side + np.array([width / 2, height / 2])

@@ -78,15 +78,18 @@ class FanAligner:
                 f"and get again: {', '.join(f.name for f in (fan_file, *detector_files))}."
             ) from error
 
-    def landmarks(self, frames: UInt8[np.ndarray, "n h w 3"]) -> Landmarks:
-        return self.landmarks_of([frames])[0]
+    def landmarks(self, frames: UInt8[np.ndarray, "n h w 3"], last: Box | None = None) -> Landmarks:
+        return self._landmarks_of([frames], last)[0]
 
     def landmarks_of(self, segments: Sequence[np.ndarray]) -> list[Landmarks]:
+        return self._landmarks_of(segments, None)
+
+    def _landmarks_of(self, segments: Sequence[np.ndarray], last: Box | None) -> list[Landmarks]:
         """Detect frame by frame, then run the network over the faces of all segments together."""
         results = [Landmarks.empty(len(frames)) for frames in segments]
         where = []
         for s, frames in enumerate(segments):
-            for i, face in enumerate(follow_face(frames, self._detect)):
+            for i, face in enumerate(follow_face(frames, self._detect, last)):
                 if face is not None:
                     results[s].boxes[i] = face[0]
                     results[s].found[i] = True

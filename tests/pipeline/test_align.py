@@ -68,6 +68,13 @@ def test_a_segments_landmarks_do_not_depend_on_its_company(dlib_aligner):
         np.testing.assert_array_equal(landmarks.boxes, alone.boxes)
 
 
+def test_a_segment_in_pieces_is_found_as_if_whole(dlib_aligner):
+    whole = dlib_aligner.landmarks(pan(4))
+    first = dlib_aligner.landmarks(pan(4)[:2])
+    second = dlib_aligner.landmarks(pan(4)[2:], tuple(first.boxes[-1].tolist()))
+    np.testing.assert_array_equal(np.concatenate([first.points, second.points]), whole.points)
+
+
 @pytest.mark.parametrize("scale", [0.4, 1.0, 3.0])
 def test_dlib_finds_small_and_large_faces(dlib_aligner, scale):
     picture = pan(1)[0]
@@ -158,6 +165,8 @@ def test_a_track_outlives_frames_without_a_face():
     track = follow_face(np.zeros((3, 4, 5, 3), np.uint8), detect)
     assert track == [small, None, small]
     assert seen == [None, small[0], small[0]]
+    sight = iter([[small, large]])
+    assert follow_face(np.zeros((1, 4, 5, 3), np.uint8), detect, small[0]) == [small]
 
 
 def test_overlap_is_intersection_over_union():
