@@ -2,6 +2,7 @@
 
 import hashlib
 import importlib.util
+import pickle
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -127,7 +128,12 @@ def _lite0_path() -> Path:
 def _read(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise ValueError(f"no file of weights at {path}: name an existing state dict")
-    state = torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, LookupError, ValueError, pickle.UnpicklingError) as error:
+        raise ValueError(
+            f"{path} can't be read as weights, as after a download cut short: get it again"
+        ) from error
     if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
         raise ValueError(f"{path} holds no state dict, expected names mapped to tensors")
     return state

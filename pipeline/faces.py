@@ -2,8 +2,8 @@
 
     segment -> [frames -> landmarks -> raster -> sample] -> shard
 
-The one way from frames to samples: that of the shards and of a user's own video or photos, so what a
-network meets later looks like what it was trained on.
+The one way from frames to samples: that of the shards and of a user's own video or photos, so what
+a network meets later looks like what it was trained on.
 """
 
 import math
@@ -187,7 +187,10 @@ def find_media(path: Path) -> tuple[list[Path], list[Path]]:
 
 
 def _read_photo(path: Path, config: DecodeConfig) -> SegmentFrames:
-    pixels, _ = next(iter_frames(path, config.decode_px * PHOTO_SCALE))
+    first = next(iter_frames(path, config.decode_px * PHOTO_SCALE), None)
+    if first is None:
+        raise ValueError(f"{path} holds no picture: replace it, or take it out of its folder")
+    pixels, _ = first
     return SegmentFrames(
         segment=safe_id(path.stem), pixels=pixels[None], pts_s=np.zeros(1), original=path.name
     )

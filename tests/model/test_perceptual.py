@@ -124,6 +124,13 @@ def test_another_networks_weights_are_refused(weights: Path, tmp_path: Path):
         make_perceptual("vgg", weights_dir=str(weights), vggface=str(tmp_path / "list.pth"))
 
 
+@pytest.mark.parametrize("content", [b"", b"text", b"PK\x03\x04 cut short"])
+def test_a_file_that_was_cut_short_is_named(tmp_path: Path, content: bytes):
+    (tmp_path / VGG19_FILE).write_bytes(content)
+    with pytest.raises(ValueError, match=r"vgg19-dcbb9e9d\.pth can't be read as weights"):
+        make_perceptual("vgg", weights_dir=str(tmp_path))
+
+
 def test_settings_without_effect_are_refused(tmp_path: Path):
     with pytest.raises(ValueError, match="perceptual network lite has none"):
         make_perceptual("lite", vggface="face.pth")

@@ -197,6 +197,9 @@ def test_paths_that_hold_nothing_are_errors_for_people(tmp_path):
         read_faces(tmp_path / "gone.mp4", aligner, SPEC, 4)
     with pytest.raises(ValueError, match=r"no photo or video. Expected files ending in: .*\.mp4"):
         read_faces(tmp_path, aligner, SPEC, 4)
+    (tmp_path / "text.jpg").write_text("not a photo")
+    with pytest.raises(ValueError, match=r"text\.jpg holds no picture"):
+        read_faces(tmp_path, aligner, SPEC, 4)
 
 
 def test_an_aligner_crop_or_palette_other_than_the_specs_is_refused():
