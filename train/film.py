@@ -39,8 +39,7 @@ class Film:
         self._film.metadata["comment"] = SYNTHETIC
         self._film.metadata["description"] = SYNTHETIC
         self._video: VideoStream | None = None
-        start_s = float((self._timed_by.start_time or 0) * (self._timed_by.time_base or 0))
-        self._sound = sound_of(self._source, self._film, start_s)
+        self._sound: Iterator[Timed] = iter(())
 
     def __enter__(self) -> "Film":
         return self
@@ -66,6 +65,7 @@ class Film:
         """Append a picture that is shown from `pts_s` seconds after the start of the film."""
         if self._video is None:
             self._video = self._open_video(picture.shape[1], picture.shape[0])
+            self._sound = self._open_sound()  # after the pictures, as in most films
         base = self._video.codec_context.time_base
         frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")
         frame.time_base, frame.pts = base, round(Fraction(pts_s) / base)
@@ -78,6 +78,10 @@ class Film:
         video.width, video.height, video.pix_fmt = width, height, "yuv420p"
         video.codec_context.time_base = self._timed_by.time_base or 1 / rate
         return video
+
+    def _open_sound(self) -> Iterator["Timed"]:
+        start_s = float((self._timed_by.start_time or 0) * (self._timed_by.time_base or 0))
+        return sound_of(self._source, self._film, start_s)
 
     def _add_sound(self, until_s: float) -> None:
         """Write the sound up to a time, so that players find both tracks side by side."""

@@ -65,6 +65,8 @@ def test_sound_that_fits_is_copied_packet_by_packet(tmp_path: Path) -> None:
     shoot(driver, tmp_path / "film.mp4")
     assert sound_packets(tmp_path / "film.mp4") == sound_packets(driver)
     assert sound_s(tmp_path / "film.mp4") == sound_s(driver)
+    with av.open(str(tmp_path / "film.mp4")) as film:
+        assert [track.type for track in film.streams] == ["video", "audio"]
 
 
 def test_sound_keeps_its_place_where_a_driver_does_not_start_at_zero(tmp_path: Path) -> None:
