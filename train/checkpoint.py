@@ -11,11 +11,11 @@
 Tensors and primitives only, read with `weights_only=True`; loading is strict.
 """
 
-import hashlib
 import json
 import os
 import pickle
 import shutil
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,9 +28,14 @@ from model.discriminator import Discriminator
 from model.embedder import Embedder
 from model.generator import Generator
 from model.perceptual import Perceptual
+from pipeline.align import file_sha256
 from pipeline.config import FaceSpec
 
 SCHEMA = 1
+
+MODEL_HOLDS = frozenset(
+    ["discriminator", "embedder", "face", "generator", "loss", "model", "perceptual"]
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,12 +98,16 @@ def drop_old(run: Path, keep: int) -> None:
 
 def load(path: Path) -> dict[str, Any]:
     """Read one file of a checkpoint onto the CPU; raises ValueError for a file that is not one."""
+    unreadable = f"{path} is not a readable checkpoint file"
+    if path.is_file() and not zipfile.is_zipfile(path):
+        raise ValueError(f"{unreadable}: it is cut short, or something else altogether")
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, ValueError, OSError, pickle.UnpicklingError) as error:
-        if isinstance(error, FileNotFoundError):
-            raise
-        raise ValueError(f"{path} is not a readable checkpoint file: {error}") from error
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
+        raise ValueError(f"{unreadable}: {error}") from error
+    if not isinstance(state, dict):
+        raise ValueError(f"{unreadable}: it holds a {type(state).__name__}, expected names")
+    return state
 
 
 def find_model(path: Path, sha256: str = "") -> Path:
@@ -161,6 +170,10 @@ def load_base(path: Path) -> Base:
     """Build the networks of a meta-learned model in eval mode on the CPU."""
     path = find_model(path)
     state = load(path)
+    missing = sorted(MODEL_HOLDS - state.keys())
+    if missing:
+        found = "is a person's file" if "psi" in state else f"lacks {', '.join(missing)}"
+        raise ValueError(f"{path} {found}: expected a meta-learned model, a model.pt")
     if state.get("schema") != SCHEMA:
         raise ValueError(f"{path} has schema {state.get('schema')}, this version reads {SCHEMA}")
     try:
@@ -174,7 +187,7 @@ def load_base(path: Path) -> Base:
     embedder, generator, discriminator = networks
     return Base(
         path=path,
-        sha256=hash_file(path),
+        sha256=file_sha256(path),
         model=config,
         face=face_of(state),
         perceptual=state["perceptual"],
@@ -185,18 +198,15 @@ def load_base(path: Path) -> Base:
     )
 
 
-def hash_file(path: Path) -> str:
-    """Return the sha256 of a file's bytes."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def save_file(path: Path, state: Mapping[str, Any]) -> None:
     """Write one file of tensors and primitives, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".tmp-{path.name}")
-    _save(temporary, state)
-    temporary.rename(path)
+    try:
+        _save(temporary, state)
+        temporary.rename(path)
+    finally:
+        temporary.unlink(missing_ok=True)
     _sync_folder(path.parent)
 
 

@@ -6,7 +6,7 @@ Any face drives any person: the driver's landmarks are fitted to the person's fa
 are the driver's. The film says in its metadata that it is synthetic.
 """
 
-import sys
+import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -20,13 +20,13 @@ import tyro
 from jaxtyping import Bool, Float, Float64, UInt8
 from tqdm import tqdm
 
-from pipeline.align import Aligner
+from pipeline.align import Aligner, Box
 from pipeline.config import DecodeConfig
 from pipeline.crop import Square, crop, square_of, to_crop
 from pipeline.decode import UnreadableError, iter_frames, video_info
 from pipeline.rasterize import draw
-from pipeline.storage import StorageError
 from train.data import to_pixels, to_tensor
+from train.entry import claim_output, said_plainly
 from train.film import Film
 from train.motion import adapt, hold, smooth
 from train.person import Device, Person, PersonalGenerator, aligner_of, load_generator, load_person
@@ -47,7 +47,7 @@ class DriveConfig:
     output: Path
     """The film to write, an mp4."""
     base: Path | None = None
-    """The base of a feed-forward or light person, where it isn't at the path in the file."""
+    """The person's base, where it isn't at the path in the file. A full person needs none."""
     absolute: bool = False
     """Draw the driver's own landmarks, not fitted to the person: for driving with oneself."""
     side_by_side: bool = False
@@ -66,7 +66,7 @@ class DriveConfig:
     def __post_init__(self) -> None:
         if self.output.suffix.lower() != ".mp4":
             raise ValueError(f"output is {self.output}: give a name that ends in .mp4")
-        if self.smooth_s < 0:
+        if not (self.smooth_s >= 0 and math.isfinite(self.smooth_s)):
             raise ValueError(f"smooth_s is {self.smooth_s}: give 0 or more seconds")
         if self.batch_size < 1:
             raise ValueError(f"batch_size is {self.batch_size}: give at least 1")
@@ -84,14 +84,13 @@ class Motion:
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse the flags, make the film, and say what it is."""
     started = time.monotonic()
-    try:
+    with said_plainly("drive"), connect() as world:
         config = tyro.cli(DriveConfig, args=argv, description=__doc__)
+        inputs = [config.person, config.driver, *([config.base] if config.base else [])]
+        claim_output(config.output, inputs)
         person = load_person(config.person)
-        with connect() as world:
-            generator = load_generator(person, config.base).to(world.device)
-            motion = drive(config, person, generator)
-    except (ValueError, StorageError) as error:
-        sys.exit(f"drive: {error}")
+        generator = load_generator(person, config.base).to(world.device)
+        motion = drive(config, person, generator)
     took_s = time.monotonic() - started
     num_frames, held = len(motion.pts_s), int((~motion.found).sum())
     print(
@@ -104,33 +103,43 @@ def drive(config: DriveConfig, person: Person, generator: PersonalGenerator) -> 
     """Write the film; return the driver's motion as it was found."""
     aligner = aligner_of(person.face, weights_dir=config.weights_dir, device=config.device)
     motion = find_motion(config.driver, aligner)
-    steady = smooth(hold(motion.points, motion.found), motion.pts_s, config.smooth_s)
-    square = square_of(motion.points[motion.found], person.face.crop_margin)
+    points, square = steer(motion, person, config)
     px = person.model.image_px
-    points = to_crop(steady, square, px)
-    if not config.absolute:
-        points = adapt(points, motion.found, person.landmarks)
-    rasters = np.stack([draw(shape, px) for shape in points])
     beside = driver_views(config.driver, square, px) if config.side_by_side else None
     with Film(config.output, config.driver) as film:
-        pictures = draw_person(generator, rasters, config)
-        for raster, picture, pts_s in zip(
-            rasters,
-            tqdm(pictures, total=len(rasters), unit="frame", desc="drawing", disable=None),
-            motion.pts_s,
-            strict=True,
-        ):
+        drawn = draw_person(generator, points, config)
+        bar = tqdm(drawn, total=len(points), unit="frame", desc="drawing", disable=None)
+        for (raster, picture), pts_s in zip(bar, motion.pts_s, strict=True):
             shown = [picture] if beside is None else [next(beside), raster, picture]
             film.add(np.concatenate(shown, axis=1), float(pts_s))
     return motion
 
 
+def steer(
+    motion: Motion, person: Person, config: DriveConfig
+) -> tuple[Float[np.ndarray, "n 68 2"], Square]:
+    """Return every frame's landmarks in pixels of the film, and the square the driver is seen in.
+
+    Raises ValueError for a driver without a face.
+    """
+    steady = smooth(hold(motion.points, motion.found), motion.pts_s, config.smooth_s)
+    square = square_of(motion.points[motion.found], person.face.crop_margin)
+    points = to_crop(steady, square, person.model.image_px)
+    if not config.absolute:
+        points = adapt(points, motion.found, person.landmarks)
+    return points, square
+
+
 def find_motion(driver: Path, aligner: Aligner) -> Motion:
-    """Find the landmarks of every frame; the frames are not kept."""
+    """Find the landmarks of every frame, of one face throughout; the frames are not kept."""
     points, found, times = [], [], []
+    last: Box | None = None
     with tqdm(unit="frame", desc="landmarks", disable=None) as bar:
         for chunk in _chunks(driver):
-            seen = aligner.landmarks(np.stack([pixels for pixels, _ in chunk]))
+            seen = aligner.landmarks(np.stack([pixels for pixels, _ in chunk]), last)
+            if seen.found.any():
+                left, top, right, bottom = seen.boxes[seen.found][-1].tolist()
+                last = left, top, right, bottom
             points.append(seen.points)
             found.append(seen.found)
             times += [pts_s for _, pts_s in chunk]
@@ -154,15 +163,16 @@ def _chunks(driver: Path) -> Iterator[list[tuple[UInt8[np.ndarray, "h w 3"], flo
 
 @torch.no_grad()
 def draw_person(
-    generator: PersonalGenerator, rasters: UInt8[np.ndarray, "n p p 3"], config: DriveConfig
-) -> Iterator[UInt8[np.ndarray, "p p 3"]]:
-    """Yield the person's picture for every raster."""
-    device = generator.psi.device
-    for start in range(0, len(rasters), config.batch_size):
-        chosen = torch.from_numpy(rasters[start : start + config.batch_size])
+    generator: PersonalGenerator, points: Float[np.ndarray, "n 68 2"], config: DriveConfig
+) -> Iterator[tuple[UInt8[np.ndarray, "p p 3"], UInt8[np.ndarray, "p p 3"]]]:
+    """Yield every frame's raster and the person's picture for it, drawn batch by batch."""
+    device, px = generator.psi.device, generator.generator.config.image_px
+    for start in range(0, len(points), config.batch_size):
+        batch = points[start : start + config.batch_size]
+        rasters = np.stack([draw(shape, px) for shape in batch])
         with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):
-            x_hat = generator(to_tensor(chosen.to(device)))
-        yield from to_pixels(x_hat)
+            x_hat = generator(to_tensor(torch.from_numpy(rasters).to(device)))
+        yield from zip(rasters, to_pixels(x_hat), strict=True)
 
 
 def driver_views(driver: Path, square: Square, px: int) -> Iterator[UInt8[np.ndarray, "p p 3"]]:

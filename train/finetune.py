@@ -8,10 +8,9 @@ PERSON is a video, a photo, a folder of either, or the id of a person in the sha
 person's file lies a picture of what was learned.
 """
 
-import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -20,14 +19,13 @@ import tyro
 from model.perceptual import Perceptual, make_perceptual
 from pipeline.faces import read_faces
 from pipeline.sample import Reject
-from pipeline.storage import StorageError
 from train.checkpoint import Base, load_base, pin, require_same_weights
 from train.data import Faces, Shards, faces_of_samples
+from train.entry import claim_output, said_plainly
 from train.order import spread
 from train.person import Device, Kind, Person, aligner_of, save_person
-from train.personalise import Tuning, embed, fine_tune, picture_of
+from train.personalise import Tuning, divide, embed, fine_tune, picture_of
 from train.report import save_picture
-from train.step import NonFiniteError
 from train.world import connect
 
 
@@ -57,7 +55,7 @@ class FinetuneConfig:
     """Folder with VGG19's file, where the base was trained with it and it isn't in the cache."""
     vggface: str | None = None
     """File with VGGFace, where the base was trained with it."""
-    tuning: Tuning = Tuning()  # noqa: RUF009 (frozen)
+    tuning: Tuning = field(default_factory=Tuning)
 
     def __post_init__(self) -> None:
         if self.shots < 1:
@@ -72,30 +70,35 @@ class FinetuneConfig:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse the flags, make the person, and say where it is."""
-    config = tyro.cli(FinetuneConfig, args=argv, description=__doc__)
-    with connect() as world:
+    with said_plainly("finetune"), connect() as world:
+        config = tyro.cli(FinetuneConfig, args=argv, description=__doc__)
         if world.size > 1:
-            sys.exit("finetune: one person is learned by one process; leave --nproc-per-node at 1")
+            raise ValueError("one person is learned by one process; leave --nproc-per-node at 1")
         started = time.monotonic()
-        try:
-            base = load_base(config.base)
-            name, faces = find_faces(config, base)
-            output = config.output or Path("people") / f"{name}.pt"
-            embedded = embed(base, faces, world.device)
-            learned = embedded
-            if config.kind != "feed-forward":
-                perceptual = load_perceptual(config, base).to(world.device)
-                learned = fine_tune(
-                    embedded, base, faces, perceptual, config.tuning, light=config.light
-                )
-            if config.kind != "full":
-                base = replace(base, path=pin(base))
-            person = learned.as_person(name, config.kind, base, faces)
-            save_person(output, person)
-            picture = output.with_suffix(".png")
-            save_picture(picture, picture_of(faces, embedded, learned))
-        except (ValueError, StorageError, NonFiniteError) as error:
-            sys.exit(f"finetune: {error}")
+        base = load_base(config.base)
+        name, faces = find_faces(config, base)
+        output = config.output or Path("people") / f"{name}.pt"
+        picture = output.with_name(f"{output.stem}-panel.png")
+        for file in (output, picture):
+            claim_output(file, [Path(config.person), base.path])
+
+        # What is held out is held out of e, too: it chooses the step, and is shown.
+        trained, _ = divide(len(faces))
+        embedded = embed(base, faces.take(trained), world.device)
+        if config.kind == "feed-forward":
+            learned = embed(base, faces, world.device)
+            shown = picture_of(faces, embedded)
+        else:
+            perceptual = load_perceptual(config, base).to(world.device)
+            learned = fine_tune(
+                embedded, base, faces, perceptual, config.tuning, light=config.light
+            )
+            shown = picture_of(faces, embedded, learned)
+        if config.kind != "full":
+            base = replace(base, path=pin(base))
+        person = learned.as_person(name, config.kind, base, faces)
+        save_person(output, person)
+        save_picture(picture, shown)
     print(f"person     {output}  ({output.stat().st_size / 1000:.0f} kB)")
     print(f"picture    {picture}")
     print(summary(person, time.monotonic() - started))

@@ -16,21 +16,18 @@ from collections.abc import Sequence
 import tyro
 
 from train.config import PRESETS, MetaConfig
+from train.entry import said_plainly
 from train.loop import primitives, train
-from train.step import NonFiniteError
 from train.world import connect
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse the flags, train, and say where the model is."""
-    config = parse(sys.argv[1:] if argv is None else argv)
-    with connect() as world:
+    with said_plainly("meta_train"), connect() as world:
+        config = parse(sys.argv[1:] if argv is None else argv)
         if world.is_main:
             print(json.dumps(primitives(config), indent=2), flush=True)
-        try:
-            folder = train(config, world)
-        except (ValueError, NonFiniteError) as error:
-            sys.exit(f"meta_train: {error}")
+        folder = train(config, world)
         if world.is_main:
             print(f"model      {folder / 'model.pt'}")
             print(f"pictures   {config.run / 'panel-train.png'}  {config.run / 'panel-val.png'}")

@@ -21,10 +21,10 @@ from model.config import ModelConfig
 from model.discriminator import Discriminator
 from model.generator import Generator
 from model.spectral import fold_spectral_norm
-from pipeline.align import Aligner, make_aligner
+from pipeline.align import Aligner, file_sha256, make_aligner
 from pipeline.config import AlignConfig, Backend, FaceSpec
 from pipeline.faces import require_aligner
-from train.checkpoint import Base, find_model, hash_file, load, load_base, save_file
+from train.checkpoint import MODEL_HOLDS, find_model, load, load_base, save_file
 
 SCHEMA = 1
 
@@ -126,6 +126,11 @@ def load_person(path: Path) -> Person:
             f"--output {path}` makes one"
         )
     state = load(path)
+    if state.keys() >= MODEL_HOLDS:
+        raise ValueError(
+            f"{path} is a meta-learned model, expected a person's file: "
+            f"`torchrun train/finetune.py --person PERSON --base {path}` makes one"
+        )
     schema = state.pop("schema", None)
     if schema != SCHEMA:
         raise ValueError(f"{path} has schema {schema}, this version reads {SCHEMA}: make it anew")
@@ -152,10 +157,16 @@ def packed_generator(personal: PersonalGenerator) -> dict[str, Tensor]:
 
 
 def load_generator(person: Person, base: Path | None = None) -> PersonalGenerator:
-    """Build what draws this person, in eval mode; `base` overrides the path of its base."""
+    """Build what draws this person, in eval mode; `base` overrides the path of its base.
+
+    A full person needs no base, but one that is given must be the person's all the same.
+    """
     if person.generator is None:
-        personal = PersonalGenerator(_base_of(person, base).generator, person.psi)
+        base = _base_of(person, Path(person.base) if base is None else base)
+        personal = PersonalGenerator(load_base(base).generator, person.psi)
     else:
+        if base is not None:
+            _base_of(person, base)
         personal = PersonalGenerator(Generator(person.model), person.psi)
         fold_spectral_norm(personal.generator)
         weights = {name: value.float() for name, value in person.generator.items()}
@@ -163,18 +174,18 @@ def load_generator(person: Person, base: Path | None = None) -> PersonalGenerato
     return personal.eval().requires_grad_(False)
 
 
-def _base_of(person: Person, base: Path | None) -> Base:
-    path = Path(person.base) if base is None else base
+def _base_of(person: Person, path: Path) -> Path:
+    """Find the model.pt that the person was made with; raise if it isn't there, or is another."""
+    advice = "leave --base out" if person.kind == "full" else "give the right place with --base"
     if not path.exists():
         raise ValueError(
-            f"{person.name} is a {person.kind} person and needs its base, which is not at {path}: "
-            "give its place with --base"
+            f"the base of {person.name}, a {person.kind} person, is not at {path}: {advice}"
         )
     found = find_model(path, person.base_sha256)
-    sha256 = hash_file(found)
+    sha256 = file_sha256(found)
     if sha256 != person.base_sha256:
         raise ValueError(
             f"{person.name} was made with another base than {found}: expected sha256 "
-            f"{person.base_sha256[:12]}, found {sha256[:12]}; give the right one with --base"
+            f"{person.base_sha256[:12]}, found {sha256[:12]}; {advice}"
         )
-    return load_base(found)
+    return found

@@ -73,6 +73,14 @@ class Tuning:
     """Arithmetic of the networks."""
 
     def __post_init__(self) -> None:
+        for name in ("lr_generator", "lr_psi", "lr_discriminator"):
+            rate = getattr(self, name)
+            if not (rate >= 0 and math.isfinite(rate)):
+                raise ValueError(f"tuning.{name} is {rate}: give a finite rate of 0 or more")
+        if not 0 <= self.ema < 1:
+            raise ValueError(f"tuning.ema is {self.ema}: give a decay from 0 to below 1")
+        if self.seed < 0:
+            raise ValueError(f"tuning.seed is {self.seed}: give 0 or more")
         for name in ("check_every", "batch_size", "discriminator_turns"):
             if getattr(self, name) < 1:
                 raise ValueError(f"tuning.{name} is {getattr(self, name)}: give at least 1")
@@ -124,7 +132,12 @@ def divide(num_frames: int) -> tuple[list[int], list[int]]:
 
 @torch.no_grad()
 def embed(base: Base, faces: Faces, device: torch.device) -> Personal:
-    """Return the feed-forward person: e is the mean over all frames, and psi' = P e."""
+    """Return the feed-forward person: e is the mean over these frames, and psi' = P e.
+
+    For a person that isn't trained that is all T frames, as in the paper (section 3.4). A trained
+    one starts from, and keeps, the e of the frames it is trained on: those that choose the step and
+    are told about as held out would else have had a part in it.
+    """
     x, y = _tensors(faces, device)
     e = base.embedder.to(device)(x[None], y[None])
     psi = base.generator.to(device).psi(e)[0]
@@ -143,6 +156,7 @@ def fine_tune(
 ) -> Personal:
     """Train a copy of the base on the person's frames; keep its best step by the held-out ones.
 
+    `embedded` is the start, made of the frames to train on (see `divide`) alone.
     `light` trains psi' alone. Raises NonFiniteError where the loss leaves the finite numbers.
     """
     device = embedded.e.device
@@ -180,20 +194,19 @@ def fine_tune(
     return replace(embedded, generator=average, step=best_step, metrics=metrics)
 
 
-def picture_of(faces: Faces, embedded: Personal, learned: Personal) -> UInt8[np.ndarray, "h w 3"]:
-    """Draw rows of sources | driving raster | target | feed-forward | fine-tuned, if there is one.
+def picture_of(faces: Faces, *persons: Personal) -> UInt8[np.ndarray, "h w 3"]:
+    """Draw rows of sources | driving raster | target | one column for each way of making a person.
 
-    Targets are frames that weren't trained on, where there are any.
+    Targets are frames that were neither embedded nor trained on, where there are any.
     """
-    device = embedded.e.device
+    device = persons[0].e.device
     trained, held = divide(len(faces))
     shown = [(held or trained)[n] for n in spread(range(len(held or trained)), ROWS_SHOWN)]
     sources = faces.frames[[trained[n] for n in spread(range(len(trained)), SOURCES_SHOWN)]]
     y = to_tensor(torch.from_numpy(faces.rasters[shown])).to(device)
     columns = [faces.rasters[shown], faces.frames[shown]]
     with torch.no_grad():
-        columns += [to_pixels(embedded.generator(y))]
-        columns += [] if learned is embedded else [to_pixels(learned.generator(y))]
+        columns += [to_pixels(personal.generator(y)) for personal in persons]
     rows = [np.concatenate([*sources, *row], axis=1) for row in zip(*columns, strict=True)]
     return np.concatenate(rows, axis=0)
 

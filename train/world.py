@@ -68,11 +68,16 @@ class World:
             dist.barrier()
 
 
+def own_rank() -> int:
+    """Return this process's rank, also where no world was joined yet."""
+    return int(os.environ.get("RANK", "0"))
+
+
 @contextmanager
 def connect() -> Iterator[World]:
     """Join the world that torchrun describes: NCCL on GPUs, gloo on CPUs, alone without it."""
     size = int(os.environ.get("WORLD_SIZE", "1"))
-    rank = int(os.environ.get("RANK", "0"))
+    rank = own_rank()
     device = torch.device("cpu")
     if torch.cuda.is_available():
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))

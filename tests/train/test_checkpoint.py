@@ -74,6 +74,27 @@ def test_code_in_a_file_is_refused_and_not_run(tmp_path, capsys):
     assert "executed" not in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("content", [b"", b"a person", b"\x80\x02}q\x00."])
+def test_a_file_that_is_no_checkpoint_is_named(tmp_path, content):
+    (tmp_path / "p.txt").write_bytes(content)
+    with pytest.raises(ValueError, match=r"p\.txt is not a readable checkpoint"):
+        checkpoint.load(tmp_path / "p.txt")
+
+
+def test_a_file_of_a_checkpoint_that_is_no_model_is_named(tmp_path):
+    with pytest.raises(
+        ValueError, match=r"resume\.pt lacks discriminator.*expected a meta-learned"
+    ):
+        checkpoint.load_base(save(tmp_path, 1) / "resume.pt")
+
+
+def test_a_save_that_fails_leaves_nothing(tmp_path):
+    (tmp_path / "ada.pt").mkdir()
+    with pytest.raises(IsADirectoryError):
+        checkpoint.save_file(tmp_path / "ada.pt", {"step": 1})
+    assert [path.name for path in tmp_path.iterdir()] == ["ada.pt"]
+
+
 def test_a_truncated_file_is_named(tmp_path):
     path = save(tmp_path, 1) / "rows.pt"
     path.write_bytes(path.read_bytes()[:200])

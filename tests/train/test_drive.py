@@ -1,6 +1,8 @@
 """A person driven by a video: every frame drawn, whatever the driver's face is."""
 
 import re
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import av
@@ -8,14 +10,15 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.align import Landmarks, make_aligner
+from pipeline.align import Landmarks, follow_face, make_aligner, template
 from pipeline.config import AlignConfig
+from pipeline.crop import to_crop
 from tests.pipeline.videos import write_video
 from tests.train.bases import MODEL, face_spec, make_base
 from tests.train.shards import make_samples
 from train.checkpoint import load_base
 from train.data import faces_of_samples
-from train.drive import DriveConfig, drive, find_motion, main
+from train.drive import DriveConfig, Motion, drive, find_motion, main, steer
 from train.person import load_generator, load_person, save_person
 from train.personalise import embed
 
@@ -80,7 +83,7 @@ class Blinkered:
     def landmarks_of(self, segments):
         return [self.landmarks(frames) for frames in segments]
 
-    def landmarks(self, frames) -> Landmarks:
+    def landmarks(self, frames, last=None) -> Landmarks:
         numbers = range(self._seen, self._seen + len(frames))
         self._seen += len(frames)
         seen = self._aligner.landmarks(frames)
@@ -115,10 +118,115 @@ def test_a_long_driver_is_read_in_pieces(driver, monkeypatch) -> None:
     assert (whole.pts_s == pieces.pts_s).all()
 
 
+class Crowded:
+    """A landmark backend that sees two faces, of which the second soon becomes the larger."""
+
+    backend, detector, rules, weights_sha256 = "null", "none", "", ""
+
+    def __init__(self) -> None:
+        self._seen = 0
+
+    def _detect(self, frame, last):
+        side = 8 + 3 * self._seen
+        self._seen += 1
+        left = float(self._seen)
+        return [((left, 0.0, left + 20, 20.0), 1.0), ((60.0, 60.0, 60.0 + side, 60.0 + side), 1.0)]
+
+    def landmarks_of(self, segments):
+        return [self.landmarks(frames) for frames in segments]
+
+    def landmarks(self, frames, last=None) -> Landmarks:
+        result = Landmarks.empty(len(frames))
+        for i, face in enumerate(follow_face(frames, self._detect, last)):
+            assert face is not None
+            result.boxes[i], result.found[i] = face[0], True
+            result.points[i] = face[0][:2]
+        return result
+
+
+def test_a_long_driver_stays_the_same_face(driver, monkeypatch) -> None:
+    monkeypatch.setattr("train.drive.CHUNK_FRAMES", 4)
+    motion = find_motion(driver, Crowded())
+    assert motion.points[:, 0, 0].tolist() == list(range(1, 22))
+
+
+def trembling() -> Motion:
+    """A face that moves to and fro from frame to frame, not where the person's face is."""
+    noise = np.random.default_rng(0).normal(0, 2, (21, 68, 2))
+    points = (template() * 80 + [300, 100] + noise).astype(np.float32)
+    return Motion(points=points, found=np.ones(21, np.bool_), pts_s=np.arange(21) / 25)
+
+
+def test_landmarks_are_smoothed_as_far_as_is_asked_for(person, driver) -> None:
+    def tremor(smooth_s: float) -> float:
+        config = DriveConfig(
+            person=person, driver=driver, output=Path("f.mp4"), smooth_s=smooth_s, absolute=True
+        )
+        points, _ = steer(trembling(), load_person(person), config)
+        return float(np.abs(np.diff(points, axis=0)).mean())
+
+    assert tremor(0.2) < 0.8 * tremor(0.05) < 0.8 * 0.8 * tremor(0.0)
+
+
+def test_absolute_draws_the_drivers_own_landmarks(person, driver) -> None:
+    ada, motion = load_person(person), trembling()
+    config = DriveConfig(person=person, driver=driver, output=Path("f.mp4"), smooth_s=0)
+    fitted, square = steer(motion, ada, config)
+    own, _ = steer(motion, ada, replace(config, absolute=True))
+    assert np.allclose(own, to_crop(motion.points, square, PX))
+    persons = ada.landmarks.mean(axis=(0, 1))
+    assert np.allclose(fitted.mean(axis=(0, 1)), persons, atol=0.01)
+    assert np.abs(own.mean(axis=(0, 1)) - persons).max() > 0.1
+
+
+def test_ctrl_c_ends_it_in_one_line_and_leaves_nothing(
+    person, driver, tmp_path, monkeypatch, capsys
+) -> None:
+    def interrupted(generator, points, config):
+        raster = np.zeros((PX, PX, 3), np.uint8)
+        yield raster, raster
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("train.drive.draw_person", interrupted)
+    with pytest.raises(SystemExit) as end:
+        main(
+            ["--person", str(person), "--driver", str(driver), "--output", str(tmp_path / "f.mp4")]
+        )
+    assert end.value.code == 130
+    assert capsys.readouterr().err.endswith("drive: stopped\n")
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_driver_and_the_person_are_not_overwritten(person, driver, tmp_path) -> None:
+    own = Path(shutil.copy(driver, tmp_path / "own.mp4"))
+    (tmp_path / "link.mp4").symlink_to(own)
+    for output in (own, tmp_path / "link.mp4"):
+        with pytest.raises(SystemExit, match=r"mp4 would replace an input"):
+            main(["--person", str(person), "--driver", str(own), "--output", str(output)])
+    assert own.read_bytes() == driver.read_bytes()
+
+
+def test_a_base_that_is_given_must_be_there(person, driver, tmp_path) -> None:
+    named = ["--person", str(person), "--driver", str(driver), "--output", str(tmp_path / "f.mp4")]
+    with pytest.raises(SystemExit, match=r"the base of ada.* is not at .*gone"):
+        main([*named, "--base", str(tmp_path / "gone")])
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("smooth_s", float("nan")), ("smooth_s", -1.0), ("batch_size", 0)]
+)
+def test_settings_that_make_no_sense_are_refused(person, driver, name, value) -> None:
+    with pytest.raises(ValueError, match=f"{name} is {value}: give"):
+        DriveConfig(person=person, driver=driver, output=Path("f.mp4"), **{name: value})
+
+
 def test_what_cannot_be_used_is_named(person, driver, tmp_path) -> None:
     output = ["--output", str(tmp_path / "film.mp4")]
     with pytest.raises(SystemExit, match=r"drive: .*nobody\.pt is not a person's file"):
         main(["--person", str(tmp_path / "nobody.pt"), "--driver", str(driver), *output])
+    (tmp_path / "p.txt").write_text("a person")
+    with pytest.raises(SystemExit, match=r"drive: .*p\.txt is not a readable checkpoint"):
+        main(["--person", str(tmp_path / "p.txt"), "--driver", str(driver), *output])
     text = tmp_path / "driver.mp4"
     text.write_text("not a video")
     with pytest.raises(SystemExit, match=r"drive: .*driver\.mp4.*not a video"):

@@ -16,7 +16,7 @@ from tests.train.bases import MODEL, face_spec, make_base
 from tests.train.shards import make_samples, make_shards
 from train.checkpoint import Base, load_base
 from train.data import Faces, faces_of_samples
-from train.finetune import FinetuneConfig, load_perceptual, main
+from train.finetune import FinetuneConfig, find_faces, load_perceptual, main
 from train.person import load_generator, load_person
 from train.personalise import Tuning, divide, embed, fine_tune
 
@@ -108,7 +108,7 @@ def test_a_full_person_from_a_video(run: Path, tmp_path: Path, capsys) -> None:
     video = write_face(tmp_path / "grace-h.mp4")
     person = make(run, tmp_path / "grace.pt", video, "--shots", "5")
     assert (person.name, person.kind, len(person.landmarks)) == ("grace-h", "full", 5)
-    picture = cv2.imread(str(tmp_path / "grace.png"))
+    picture = cv2.imread(str(tmp_path / "grace-panel.png"))
     assert picture.shape == (PX, 7 * PX, 3)
     said = capsys.readouterr().out
     assert str(tmp_path / "grace.pt") in said
@@ -145,6 +145,84 @@ def test_shards_made_in_another_way_are_refused(run: Path, tmp_path: Path) -> No
     make_shards(tmp_path / "shards", face=face_spec(backend="dlib"))
     with pytest.raises(SystemExit, match="backend is 'dlib', not 'null'"):
         make(run, tmp_path / "ada.pt", "ada", "--shards", str(tmp_path / "shards"))
+
+
+def test_the_best_step_is_kept_not_the_last(base: Base, faces: Faces, perceptual) -> None:
+    """With far too large a rate every step is worse than the start."""
+    trained, _ = divide(len(faces))
+    embedded = embed(base, faces.take(trained), CPU)
+    tuning = Tuning(steps=4, check_every=1, lr_psi=0.0, lr_generator=0.3, ema=0.0)
+    learned = fine_tune(embedded, base, faces, perceptual, tuning)
+    assert learned.step == 0
+    assert learned.metrics["held_out/after"] == learned.metrics["held_out/before"]
+    before = embedded.generator.state_dict()
+    assert all(torch.equal(v, before[n]) for n, v in learned.generator.state_dict().items())
+
+
+@pytest.mark.parametrize(("flags", "held_out"), [(["--feed-forward"], 0), (["--light"], 2)])
+def test_frames_that_choose_the_step_are_not_embedded(run, base, tmp_path, flags, held_out) -> None:
+    """A person that isn't trained is embedded by all of its frames."""
+    video = write_face(tmp_path / "ada.mp4")
+    person = make(run, tmp_path / "ada.pt", video, *flags)
+    _, faces = find_faces(FinetuneConfig(person=str(video)), base)
+    used = divide(len(faces))[0] if held_out else range(len(faces))
+    assert len(faces) - len(used) == held_out
+    assert torch.allclose(person.e, embed(base, faces.take(list(used)), CPU).e, atol=1e-5)
+
+
+def test_the_persons_own_files_are_not_overwritten(run: Path, tmp_path: Path) -> None:
+    photo = tmp_path / "ph" / "ada.png"
+    photo.parent.mkdir()
+    cv2.imwrite(str(photo), np.random.default_rng(1).integers(0, 255, (90, 120, 3), np.uint8))
+    bytes_before = photo.read_bytes()
+    make(run, tmp_path / "ph" / "ada.pt", photo, "--feed-forward")
+    assert photo.read_bytes() == bytes_before
+    with pytest.raises(SystemExit, match=r"ada\.png would replace an input"):
+        make(run, photo, photo, "--feed-forward")
+    with pytest.raises(SystemExit, match=r"lies in the folder .*ph, all of which is read"):
+        make(run, tmp_path / "ph" / "new.pt", tmp_path / "ph", "--feed-forward")
+    model = load_base(run).path
+    with pytest.raises(SystemExit, match=r"model\.pt would replace an input"):
+        make(run, model, photo, "--feed-forward")
+
+
+def test_ctrl_c_ends_it_in_one_line_and_leaves_nothing(run, tmp_path, monkeypatch, capsys) -> None:
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    make_shards(tmp_path / "shards")
+    monkeypatch.setattr("train.finetune.fine_tune", interrupted)
+    with pytest.raises(SystemExit) as end:
+        make(run, tmp_path / "people" / "ada.pt", "ada", "--shards", str(tmp_path / "shards"))
+    assert end.value.code == 130
+    assert capsys.readouterr().err == "finetune: stopped\n"
+    assert not list((tmp_path / "people").iterdir())
+
+
+def test_what_cannot_be_used_is_named(run: Path, tmp_path: Path) -> None:
+    text = tmp_path / "ada.jpg"
+    text.write_text("not a photo")
+    with pytest.raises(SystemExit, match=r"finetune: .*ada\.jpg"):
+        make(run, tmp_path / "ada.pt", text, "--feed-forward")
+    made = tmp_path / "bob.pt"
+    make(run, made, write_face(tmp_path / "bob.mp4"), "--feed-forward")
+    with pytest.raises(
+        SystemExit, match=r"finetune: .*bob\.pt is a person's file: expected a meta"
+    ):
+        make(made, tmp_path / "cyd.pt", tmp_path / "bob.mp4", "--feed-forward")
+    with pytest.raises(SystemExit, match=r"finetune: the output .* is a folder"):
+        make(run, tmp_path, tmp_path / "bob.mp4", "--feed-forward")
+    with pytest.raises(SystemExit, match=r"finetune: .*ada\.jpg"):
+        make(run, text / "people" / "ada.pt", tmp_path / "bob.mp4", "--feed-forward")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("lr_psi", -1.0), ("lr_generator", float("nan")), ("ema", 1.0), ("seed", -1), ("steps", 0)],
+)
+def test_tuning_that_makes_no_sense_is_refused(name: str, value: float) -> None:
+    with pytest.raises(ValueError, match=rf"tuning\.{name} is {value}: give"):
+        Tuning(**{name: value})
 
 
 def test_settings_that_make_no_sense_are_refused() -> None:

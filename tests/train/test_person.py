@@ -123,11 +123,17 @@ def test_a_full_person_needs_no_base(base, e, y, tmp_path: Path) -> None:
     drawn = load_generator(load_person(tmp_path / "ada.pt"))(y)
     assert (drawn - personal(y)).abs().max() < 0.02
     assert not any("P." in name for name in person.generator or {})
+    load_generator(person, base.path)
+    with pytest.raises(ValueError, match=r"a full person, is not at .*gone.*leave --base out"):
+        load_generator(person, tmp_path / "gone")
+    other = make_base(tmp_path / "other", base.face, seed=1)
+    with pytest.raises(ValueError, match=r"made with another base .*leave --base out"):
+        load_generator(person, other)
 
 
 def test_a_shared_generator_is_found_and_must_be_the_same(base, e, tmp_path: Path) -> None:
     moved = replace(feed_forward(base, e), base=str(tmp_path / "gone.pt"))
-    with pytest.raises(ValueError, match=r"needs its base, which is not at .*gone.pt.*--base"):
+    with pytest.raises(ValueError, match=r"base of ada.* is not at .*gone\.pt.*--base"):
         load_generator(moved)
     load_generator(moved, base.path)
     other = make_base(tmp_path / "other", base.face, seed=1)
@@ -142,6 +148,8 @@ def test_a_file_that_is_not_a_person_is_refused(base, e, tmp_path: Path) -> None
     path.write_bytes(b"not a person")
     with pytest.raises(ValueError, match="not a readable"):
         load_person(path)
+    with pytest.raises(ValueError, match=r"model\.pt is a meta-learned model, expected a person"):
+        load_person(base.path)
     save_file(path, {"schema": 99})
     with pytest.raises(ValueError, match="schema 99, this version reads 1"):
         load_person(path)
