@@ -4,8 +4,10 @@
 
 The limit is the core-seconds that the stages take, each measured alone in a bare loop, without Ray,
 child processes or object store. Efficiency is that over what the job took: core-seconds of wall
-time (wall x cores, Ray's start not counted) and, on a machine that others use too, CPU time. Decode
-has a limit of its own: decoding to the last wanted frame and converting the wanted ones alone.
+time (wall x cores, Ray's start not counted) and, on a machine that others use too, CPU time. Cores
+share caches and memory, so the same loops are also run on all cores at once: what they then cost
+more is the machine's doing, not the job's. Decode has a limit of its own: decoding to the last
+wanted frame and converting the wanted ones alone.
 The classic script is one process: OpenCV decodes every frame, landmarks one frame at a time, raster
 by matplotlib (of the `dev` extra) and by OpenCV, pickle. Memory is the peak sum of all processes'
 proportional shares (PSS, so what they share counts once), for the clips once and ten times.
@@ -15,6 +17,7 @@ Takes half an hour as it is; `--minutes 0.5 --rounds 1` is a look.
 import contextlib
 import json
 import math
+import multiprocessing
 import os
 import pickle
 import random
@@ -150,6 +153,13 @@ def stages_s(folder: Path, config: BuildConfig) -> dict[str, float]:
     return spent_s
 
 
+def crowded_s(folder: Path, config: BuildConfig, num_cpus: int) -> float:
+    """Measure the CPU time of the bare stages with as many processes at it as there are cores."""
+    with multiprocessing.get_context("spawn").Pool(num_cpus) as pool:
+        runs = pool.starmap(stages_s, [(folder, config)] * num_cpus)
+    return statistics.mean(sum(run.values()) - run["limit"] for run in runs)
+
+
 def least_decode(video: Video, wanted: int, config: BuildConfig, folder: Path) -> list[np.ndarray]:
     """Do the least that gives the frames: decode to the last, convert each when it comes by."""
     frames: list[np.ndarray] = []
@@ -247,7 +257,11 @@ def median(runs: list[dict[str, float]]) -> dict[str, float]:
 
 
 def print_table(
-    stages: dict[str, float], run: dict[str, float], scripts: dict[str, float], num_cpus: int
+    stages: dict[str, float],
+    crowded_s: float,
+    run: dict[str, float],
+    scripts: dict[str, float],
+    num_cpus: int,
 ) -> None:
     """Print figures that are all for one video, in seconds."""
     limit_s, stages = stages["limit"], {k: v for k, v in stages.items() if k != "limit"}
@@ -256,10 +270,14 @@ def print_table(
         print(f"{stage:18}{1e3 * spent_s:8.1f} ms of CPU a video, {spent_s / ideal_s:4.0%}", end="")
         print(f"; its limit {1e3 * limit_s:.1f} ms" if stage == "decode" else "")
     print(f"{'ideal':18}{1e3 * ideal_s:8.1f} ms of CPU a video")
+    print(f"{'on all cores':18}{1e3 * crowded_s:8.1f} ms of CPU a video, the same at once")
     print(f"{'the job':18}{1e3 * cpu_s:8.1f} ms of CPU a video, Ray's own included")
     print(f"{'':18}{1e3 * wall_s:8.1f} ms of wall time a video, {1 / wall_s:.2f} videos/s")
     print(f"{'efficiency':18}{ideal_s / (wall_s * num_cpus):8.0%} of wall x cores")
     print(f"{'':18}{ideal_s / cpu_s:8.0%} of the CPU time it took")
+    print(
+        f"{'':18}{crowded_s / (wall_s * num_cpus):8.0%} of wall x cores, of what all cores can do"
+    )
     for name, script_s in scripts.items():
         print(f"{'classic, ' + name:20}{1e3 * script_s:6.0f} ms of wall time a video, ", end="")
         print(f"{script_s / wall_s:.1f} x the job's")
@@ -292,6 +310,7 @@ def main() -> None:
         run = median(jobs)
         print_table(
             {name: s / num_once for name, s in median(stages).items()},
+            crowded_s(once, config, num_cpus) / num_once,
             {name: s / num_many for name, s in run.items()},
             {name: s / num_once for name, s in median(scripts).items()},
             num_cpus,
