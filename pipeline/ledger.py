@@ -30,7 +30,7 @@ from pipeline.shard import (
     samples_in_span,
     tar_name,
 )
-from pipeline.storage import list_files, read_file, remove_file, sweep, write_file
+from pipeline.storage import join, list_files, read_file, remove_file, sweep, write_file
 
 RECORD = "build.json"
 
@@ -54,6 +54,20 @@ class Record:
     def to_json(self) -> bytes:
         """Turn it into the bytes of build.json."""
         return json.dumps({"schema": SCHEMA, **asdict(self)}, indent=1, sort_keys=True).encode()
+
+    @classmethod
+    def load(cls, folder: str) -> "Record":
+        """Read a folder's build.json; ValueError when it isn't one."""
+        facts = _read_record(folder)
+        try:
+            return cls(
+                plan={"sha256": None, "videos": None, "shards": None, **facts["plan"]},
+                config=facts["config"],
+                face=FaceSpec.from_dict(facts["face"]),
+                libraries=facts["libraries"],
+            )
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise ValueError(_no_record(folder, repr(error))) from error
 
     @property
     def provenance(self) -> dict[str, Any]:
@@ -104,8 +118,10 @@ def claim(folder: str, record: Record) -> None:
             )
         write_file(folder, RECORD, record.to_json())
         return
-    before = json.loads(read_file(folder, RECORD))
-    changes = list(_changes(before, json.loads(record.to_json())))
+    changes = [
+        f"{name} was {before}, is {now}"
+        for name, before, now in _changes(_read_record(folder), json.loads(record.to_json()))
+    ]
     if changes:
         raise ValueError(
             f"{folder} belongs to another build: {'; '.join(changes)}. "
@@ -114,13 +130,31 @@ def claim(folder: str, record: Record) -> None:
     sweep(folder)
 
 
-def _changes(before: Any, now: Any, name: str = "") -> Iterator[str]:
-    """Name the leaves in which two records differ."""
+def _read_record(folder: str) -> dict[str, Any]:
+    """Read build.json, whatever its content; ValueError when it isn't even JSON."""
+    try:
+        facts = json.loads(read_file(folder, RECORD))
+    except ValueError as error:
+        raise ValueError(_no_record(folder, str(error))) from error
+    if not isinstance(facts, dict):
+        raise ValueError(_no_record(folder, f"it is a {type(facts).__name__}"))
+    return facts
+
+
+def _no_record(folder: str, why: str) -> str:
+    return (
+        f"{join(folder, RECORD)} is not the record of a build ({why}): nothing else says how the "
+        "shards beside it were made. Put the file back, or build into another --output."
+    )
+
+
+def _changes(before: Any, now: Any, name: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """List the leaves in which two nested dicts differ: name, before, now."""
     if isinstance(before, dict) and isinstance(now, dict):
         for key in sorted(before.keys() | now.keys()):
             yield from _changes(before.get(key), now.get(key), f"{name}.{key}" if name else key)
     elif before != now:
-        yield f"{name} was {before}, is {now}"
+        yield name, before, now
 
 
 def read_done(
@@ -183,7 +217,10 @@ def close(folder: str, plan: Plan, done: Mapping[str, Manifest], record: Record)
 
 
 def verify(folder: str) -> list[str]:
-    """Read everything again, compare it with the index, and list what is wrong."""
+    """Read everything again, compare it with the index, and list what is wrong.
+
+    The index is compared with what it was made of: the manifests, and build.json.
+    """
     index = Index.load(folder)
     sizes = list_files(folder)
     expected = {tar_name(s.name) for s in index.shards}
@@ -192,6 +229,7 @@ def verify(folder: str) -> list[str]:
         for name in sorted(sizes)
         if name.endswith(".tar") and name not in expected
     ]
+    problems += _misindexed(folder, index, sizes)
     spans: dict[str, list[VideoEntry]] = {s.name: [] for s in index.shards}
     for video in index.videos:
         spans.setdefault(video.shard, []).append(video)
@@ -199,6 +237,74 @@ def verify(folder: str) -> list[str]:
         for found in pool.map(lambda s: list(_faults(folder, s, spans[s.name])), index.shards):
             problems += found
     return problems + list(_misreported(folder, index))
+
+
+def _misindexed(folder: str, index: Index, sizes: Mapping[str, int]) -> Iterator[str]:
+    """Compare the index with the one that the manifests and build.json give."""
+    if RECORD not in sizes:
+        yield f"{RECORD} is missing: nothing says how the shards were made; it can't be made again"
+        return
+    try:
+        record = Record.load(folder)
+    except ValueError as error:
+        yield str(error)
+        return
+    manifests, problems = _read_manifests(folder, index, sizes)
+    if not problems and len(manifests) != record.plan["shards"]:
+        planned = record.plan["shards"]
+        problems = [f"{len(manifests)} manifests are there, {RECORD} says {planned} shards"]
+    if problems:  # without all of them, videos would seem to be too many in the index
+        yield from problems
+        return
+    made = Index.of(manifests, record.face, record.config, record.provenance)
+    if made.totals["planned"] != record.plan["videos"]:
+        planned = record.plan["videos"]
+        yield f"the manifests have {made.totals['planned']} videos, {RECORD} says {planned}"
+    found, expected = json.loads(read_file(folder, INDEX)), json.loads(made.to_json())
+    for facts in (found, expected):
+        for kind, key in (("shards", "name"), ("videos", "key"), ("rejects", "id")):
+            facts[kind] = _by_name(facts[kind], key)
+        facts["lost_segments"] = _by_name(facts["lost_segments"], "id")
+    for name, told, right in _changes(found, expected):
+        source = RECORD if name.split(".")[0] in ("face", "config", "provenance") else "manifests"
+        yield f"{INDEX}: {name} is {_brief(told)}, by the {source} it is {_brief(right)}"
+
+
+def _read_manifests(
+    folder: str, index: Index, sizes: Mapping[str, int]
+) -> tuple[list[Manifest], list[str]]:
+    """Read all manifests, and list those that are missing or no manifests."""
+    needed = {manifest_name(s.name) for s in index.shards}
+    present = {n for n in sizes if n.endswith(".json") and n not in (INDEX, RECORD)}
+    problems = [f"{name} is missing" for name in sorted(needed - present)]
+    manifests = []
+    for name in sorted(present):
+        try:
+            manifest = Manifest.from_json(read_file(folder, name))
+        except ValueError as error:
+            problems.append(f"{name}: {error}")
+            continue
+        if manifest_name(manifest.name) != name:
+            problems.append(f"{name} is the manifest of another shard, {manifest.name}")
+        manifests.append(manifest)
+    return manifests, problems
+
+
+def _by_name(rows: Sequence[dict[str, Any]], key: str) -> dict[str, Any]:
+    """Turn a list of entries into a dict; an entry that comes again gets a name of its own."""
+    named: dict[str, Any] = {}
+    for row in rows:
+        name = str(row.get(key))
+        while name in named:
+            name += " (again)"
+        named[name] = row
+    return named
+
+
+def _brief(value: Any) -> str:
+    """Write a value in a line, not the whole of a thumbnail."""
+    said = "nothing" if value is None else str(value)
+    return said if len(said) <= 80 else f"{said[:80]}..."
 
 
 def _misreported(folder: str, index: Index) -> Iterator[str]:

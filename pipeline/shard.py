@@ -14,9 +14,9 @@ import io
 import json
 import tarfile
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 from pipeline.config import FaceSpec
 from pipeline.sample import FIELDS, SCHEMA, Reject, Sample, to_fields
@@ -27,6 +27,8 @@ REJECTS = "rejects.jsonl"
 
 Outcome = Sequence[Sample] | Reject
 """What became of a video."""
+
+Entry = TypeVar("Entry", "VideoEntry", "ShardEntry", Reject)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -85,12 +87,22 @@ class Manifest:
                 name=facts.pop("name"),
                 num_bytes=facts.pop("num_bytes"),
                 sha256=facts.pop("sha256"),
-                videos=tuple(VideoEntry(**v) for v in facts.pop("videos")),
-                rejects=tuple(Reject(**r) for r in facts.pop("rejects")),
-                lost_segments=tuple(Reject(**r) for r in facts.pop("lost_segments")),
+                videos=_entries(VideoEntry, facts.pop("videos")),
+                rejects=_entries(Reject, facts.pop("rejects")),
+                lost_segments=_entries(Reject, facts.pop("lost_segments")),
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ValueError(f"Not the manifest of a shard: {error!r}") from error
+
+
+def _entries(kind: type[Entry], rows: Sequence[Mapping[str, Any]]) -> tuple[Entry, ...]:
+    """Read a list of entries; TypeError when a field is missing, unknown or of another type."""
+    types: dict[str, Any] = {f.name: f.type for f in fields(kind)}
+    for row in rows:
+        for name, value in row.items():
+            if not isinstance(value, types.get(name, object)):
+                raise TypeError(f"{name} is {value!r}, expected {types[name].__name__}")
+    return tuple(kind(**row) for row in rows)
 
 
 def tar_name(shard: str) -> str:
@@ -256,9 +268,8 @@ class Index:
         ]
         return "".join(lines).encode()
 
-    def save(self, folder: str) -> None:
-        """Write rejects.jsonl, then index.json."""
-        write_file(folder, REJECTS, self.rejects_lines())
+    def to_json(self) -> bytes:
+        """Turn it into the bytes of index.json."""
         facts = {
             "schema": SCHEMA,
             "face": self.face.to_dict(),
@@ -270,7 +281,12 @@ class Index:
             "rejects": [asdict(r) for r in self.rejects],
             "lost_segments": [asdict(r) for r in self.lost_segments],
         }
-        write_file(folder, INDEX, json.dumps(facts, indent=1).encode())
+        return json.dumps(facts, indent=1).encode()
+
+    def save(self, folder: str) -> None:
+        """Write rejects.jsonl, then index.json."""
+        write_file(folder, REJECTS, self.rejects_lines())
+        write_file(folder, INDEX, self.to_json())
 
     @classmethod
     def load(cls, folder: str) -> "Index":
@@ -281,21 +297,31 @@ class Index:
             raise ValueError(_no_index(folder)) from None
         except ValueError as error:
             raise ValueError(f"{join(folder, INDEX)} is not JSON: {error}") from error
-        if facts.get("schema") != SCHEMA:
+        schema = facts.get("schema") if isinstance(facts, dict) else None
+        if schema != SCHEMA:
             raise ValueError(
-                f"{join(folder, INDEX)} has schema {facts.get('schema')}, and this program reads "
-                f"{SCHEMA}. Build the shards again with this version."
+                f"{join(folder, INDEX)} has schema {schema}, and this program reads {SCHEMA}. "
+                "Build the shards again with this version."
             )
-        for video in facts["videos"]:
-            video.pop("key")
+        try:
+            return cls._from_facts(facts)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise ValueError(
+                f"{join(folder, INDEX)} is not the index of shards: {error!r}. Delete it, and run "
+                "the build again."
+            ) from error
+
+    @classmethod
+    def _from_facts(cls, facts: Mapping[str, Any]) -> "Index":
+        videos = [{k: value for k, value in v.items() if k != "key"} for v in facts["videos"]]
         return cls(
             face=FaceSpec.from_dict(facts["face"]),
             config=facts["config"],
             provenance=facts["provenance"],
-            shards=tuple(ShardEntry(**s) for s in facts["shards"]),
-            videos=_sorted(VideoEntry(**v) for v in facts["videos"]),
-            rejects=tuple(Reject(**r) for r in facts["rejects"]),
-            lost_segments=tuple(Reject(**r) for r in facts["lost_segments"]),
+            shards=_entries(ShardEntry, facts["shards"]),
+            videos=_sorted(_entries(VideoEntry, videos)),
+            rejects=_entries(Reject, facts["rejects"]),
+            lost_segments=_entries(Reject, facts["lost_segments"]),
         )
 
 

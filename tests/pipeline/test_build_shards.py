@@ -4,7 +4,6 @@ Small videos with the null backend, so that every video with a picture has a fac
 really found is in test_faces.py and in the demo.
 """
 
-import dataclasses
 import hashlib
 import json
 import os
@@ -21,12 +20,11 @@ import numpy as np
 import pytest
 import ray
 
-from pipeline import build_shards, ledger
+from pipeline import build_shards
 from pipeline.build_shards import Resources
 from pipeline.config import AlignConfig, BuildConfig
-from pipeline.sample import Reject, from_fields, thumbnail_of
-from pipeline.shard import Index, read_span, samples_in_span, write_shard
-from tests.pipeline.samples import SPEC
+from pipeline.sample import from_fields
+from pipeline.shard import Index, read_span, samples_in_span
 from tests.pipeline.videos import (
     flip_bits,
     noisy,
@@ -221,22 +219,6 @@ def test_verify_finds_what_is_wrong(built, tmp_path, capfd):
     assert f"{tars[1].name} is truncated" in said
     assert f"{tars[2].name} was altered; of its videos {entry.key} are hurt" in said
     assert "copy.tar is not in the index" in said
-
-
-def test_verify_finds_what_is_wrong_with_rejects(tmp_path):
-    frame = np.zeros((300, 200, 3), np.uint8)
-    reject = Reject(id="a/b", stage="faces", reason="no face", thumbnail=thumbnail_of(frame))
-    manifest = write_shard(str(tmp_path), "train-000000", [reject], 90)
-    index = Index.of([manifest], SPEC, {}, {})
-    index.save(str(tmp_path))
-    assert ledger.verify(str(tmp_path)) == []
-    hurt = dataclasses.replace(reject, thumbnail=reject.thumbnail[:40])
-    dataclasses.replace(index, rejects=(hurt,)).save(str(tmp_path))
-    (tmp_path / "rejects.jsonl").write_text("")
-    assert ledger.verify(str(tmp_path)) == [
-        "rejects.jsonl isn't what the index says",
-        "index.json: the thumbnail of a/b is not a picture",
-    ]
 
 
 def test_dry_run_writes_nothing(videos, tmp_path, capfd):

@@ -136,6 +136,37 @@ def test_other_schema_is_refused(tmp_path):
         Index.load(str(tmp_path))
 
 
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda facts: facts.pop("videos"), "KeyError('videos')"),
+        (lambda facts: facts.update(videos=None), "NoneType"),
+        (lambda facts: facts.update(shards=["train-000000"]), ""),
+        (lambda facts: facts["videos"][0].pop("sha256"), "sha256"),
+        (lambda facts: facts["videos"][0].update(colour=3), "colour"),
+        (lambda facts: facts["videos"][0].update(offset="0"), "offset is '0', expected int"),
+        (lambda facts: facts["face"].pop("palette"), "palette"),
+        (lambda facts: facts.update(face=5), ""),
+    ],
+)
+def test_a_malformed_index_is_named(tmp_path, change, said):
+    build(tmp_path)
+    path = tmp_path / "index.json"
+    facts = json.loads(path.read_text())
+    change(facts)
+    path.write_text(json.dumps(facts))
+    with pytest.raises(ValueError, match=r"index\.json is not the index of shards: ") as caught:
+        Index.load(str(tmp_path))
+    assert said in str(caught.value)
+
+
+@pytest.mark.parametrize("data", ["[]", "3", "null"])
+def test_json_that_is_no_index_is_named(tmp_path, data):
+    (tmp_path / "index.json").write_text(data)
+    with pytest.raises(ValueError, match=r"index\.json has schema None"):
+        Index.load(str(tmp_path))
+
+
 @pytest.mark.parametrize("data", [b"", b"{", b"{}", b"[]", b'{"schema": 99}'])
 def test_half_a_manifest_is_refused(data):
     with pytest.raises(ValueError, match="Not the manifest of a shard"):
