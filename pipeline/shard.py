@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 
 from pipeline.config import FaceSpec
 from pipeline.sample import FIELDS, SCHEMA, Reject, Sample, to_fields
-from pipeline.storage import join, list_files, read_file, write_file
+from pipeline.storage import join, list_files, read_file, remove_file, write_file
 
 INDEX = "index.json"
 REJECTS = "rejects.jsonl"
@@ -190,6 +190,8 @@ def write_packed(folder: str, shard: PackedShard) -> None:
     name = shard.manifest.name
     if shard.tar:
         write_file(folder, tar_name(name), shard.tar)
+    else:  # a build before this one may have accepted what is rejected now
+        remove_file(folder, tar_name(name))
     write_file(folder, manifest_name(name), shard.manifest.to_json())
 
 

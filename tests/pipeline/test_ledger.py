@@ -11,6 +11,7 @@ import pytest
 
 from pipeline import ledger
 from pipeline.ledger import Record
+from pipeline.plan import Plan, Segment, Shard, Video
 from pipeline.sample import Reject, thumbnail_of
 from pipeline.shard import Index, write_shard
 from tests.pipeline.samples import SPEC, make_video
@@ -149,3 +150,15 @@ def test_a_damaged_record_is_named_before_a_build_goes_on(folder, data):
     Path(folder, "build.json").write_bytes(data)
     with pytest.raises(ValueError, match=r"build\.json is not the record of a build"):
         ledger.claim(folder, RECORD)
+
+
+def test_a_shard_whose_videos_have_all_come_to_be_rejected_is_done(folder):
+    segments = (Segment(path="bob/news.mp4", name="news"),)
+    video = Video(person="bob", video="news", split="train", segments=segments)
+    plan = Plan(shards=(Shard(name="train-000001", videos=(video,)),))
+    assert ledger.read_done(folder, plan).keys() == {"train-000001"}
+    ledger.reopen(folder, plan.shards)
+    assert not ledger.read_done(folder, plan)
+    reject = Reject(id="bob/news", stage="decode", reason="the file is empty")
+    write_shard(folder, "train-000001", [reject], 95)
+    assert ledger.read_done(folder, plan).keys() == {"train-000001"}

@@ -61,6 +61,13 @@ def test_shard_of_rejects_has_a_manifest_and_no_tar(tmp_path):
     assert Manifest.from_json((tmp_path / "train-000000.json").read_bytes()) == manifest
 
 
+def test_a_tar_goes_when_its_shard_comes_to_hold_rejects_alone(tmp_path):
+    write_shard(str(tmp_path), "train-000000", [VIDEOS[0]], 95)
+    assert (tmp_path / "train-000000.tar").exists()
+    assert write_shard(str(tmp_path), "train-000000", [REJECT], 95).num_bytes == 0
+    assert [p.name for p in tmp_path.iterdir()] == ["train-000000.json"]
+
+
 def test_plain_tar_reads_it(tmp_path):
     build(tmp_path)
     with tarfile.open(tmp_path / "train-000001.tar") as tar:
