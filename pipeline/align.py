@@ -47,6 +47,16 @@ class Landmarks:
     found: Bool[np.ndarray, "n"]
 
     @classmethod
+    def joined(cls, parts: Sequence["Landmarks"]) -> "Landmarks":
+        """Put the landmarks of stretches of frames one after the other."""
+        return cls(
+            points=np.concatenate([part.points for part in parts]),
+            boxes=np.concatenate([part.boxes for part in parts]),
+            scores=np.concatenate([part.scores for part in parts]),
+            found=np.concatenate([part.found for part in parts]),
+        )
+
+    @classmethod
     def empty(cls, num_frames: int) -> "Landmarks":
         """Make room for num_frames frames, none of them found."""
         return cls(

@@ -1,6 +1,7 @@
 """Only good frames become samples, every other one is accounted for, and photos go the same way."""
 
 import dataclasses
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -8,9 +9,9 @@ import pytest
 from skimage.data import astronaut
 
 from pipeline.align import DlibAligner, Landmarks, NullAligner, template
-from pipeline.config import CropConfig
+from pipeline.config import CropConfig, DecodeConfig
 from pipeline.crop import crop_id
-from pipeline.decode import SegmentFrames
+from pipeline.decode import SegmentFrames, decode_video, iter_frames
 from pipeline.faces import (
     CUT,
     FROZEN,
@@ -22,11 +23,17 @@ from pipeline.faces import (
     face_spec,
     faces_of,
     judge,
+    judge_files,
+    outside_longest_shot,
     read_faces,
     require_aligner,
 )
+from pipeline.plan import Segment, Video
 from pipeline.rasterize import draw
 from pipeline.sample import Reject, thumbnail_of
+from tests.pipeline.videos import write_video
+
+TALKER = Path(__file__).parents[2] / "data/demo/videos/single_face/single_face.mp4"
 
 SPEC = face_spec(NullAligner(), CropConfig(image_px=48, margin=0.3))
 
@@ -140,6 +147,59 @@ def test_a_jump_to_another_face_keeps_the_longer_stay():
 def test_a_cut_to_another_scene_keeps_the_longer_shot():
     pixels = np.concatenate([scene(1, 4), 255 - scene(1, 7)])
     assert judge(pixels, face_at(11)).tolist() == [CUT] * 4 + [GOOD] * 7
+
+
+def test_a_cut_between_segments_of_one_file_is_seen():
+    pixels, found = [scene(1, 4), 255 - scene(1, 7)], [face_at(4), face_at(7)]
+    files = [segment(part, name) for part, name in zip(pixels, "ab", strict=True)]
+    assert [v.tolist() for v in judge_files(files, found)] == [[GOOD] * 4, [GOOD] * 7]
+    one_file = [dataclasses.replace(part, original="film.mp4") for part in files]
+    assert [v.tolist() for v in judge_files(one_file, found)] == [[CUT] * 4, [GOOD] * 7]
+
+
+def astronaut_sways(num_frames: int) -> list[np.ndarray]:
+    """Head and shoulders of one person, h 210, w 240, moved about by a few pixels."""
+    tops = [round(6 + 5 * np.sin(i / 3)) for i in range(num_frames)]
+    lefts = [round(105 + 8 * np.cos(i / 5)) for i in range(num_frames)]
+    return [astronaut()[y : y + 210, x : x + 240] for y, x in zip(tops, lefts, strict=True)]
+
+
+def other_talks(num_frames: int) -> list[np.ndarray]:
+    """Head and shoulders of another, just as large, forwards and backwards in turn."""
+    frames = [pixels[4:214, 55:295] for pixels, _ in iter_frames(TALKER, 380)]
+    loop = frames + frames[-2:0:-1]
+    return [loop[3 * i % len(loop)] for i in range(num_frames)]
+
+
+def test_two_people_one_after_the_other_in_a_file_are_not_one_person(dlib_aligner, tmp_path):
+    """The cut lies inside the second of three segments."""
+    pictures = astronaut_sways(48) + other_talks(64)
+    path = write_video(tmp_path / "film.mp4", pictures, rate=4)
+    video = Video(
+        person="ann", video="talk", split="", segments=(Segment(path=str(path), name="f"),)
+    )
+    segments = decode_video(video, 48, DecodeConfig()).segments
+    assert not isinstance(segments, Reject)
+    assert len(segments) == 3
+    samples = faces_of(
+        "ann", "talk", "train", segments, dlib_aligner.landmarks_of([s.pixels for s in segments]),
+        num_frames=32, min_frames=16, spec=SPEC,
+    )  # fmt: skip
+    assert not isinstance(samples, Reject)
+    assert min(s.pts_s for s in samples) >= 12
+    assert len(samples) > 24
+
+
+@pytest.mark.parametrize("wall_px", [60, 120, 240])
+def test_a_cut_to_another_person_before_the_same_wall_is_seen(dlib_aligner, wall_px):
+    size = 150
+    heads = np.stack([p[:size, 50:190] for p in astronaut_sways(7) + other_talks(12)])
+    wall = scene(5, 1, height=size + wall_px, width=140 + wall_px)
+    pixels = np.repeat(wall, len(heads), axis=0)
+    pixels[:, wall_px // 2 :][:, :size, wall_px // 2 :][:, :, :140] = heads
+    found = dlib_aligner.landmarks(pixels)
+    assert found.found.all()
+    assert outside_longest_shot(pixels, found.points).tolist() == [True] * 7 + [False] * 12
 
 
 def test_a_frozen_picture_counts_once():
