@@ -7,6 +7,7 @@ that the shard is done, and `index.json` that all are. A rerun reads these and d
 
 import base64
 import hashlib
+import importlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -36,7 +37,7 @@ RECORD = "build.json"
 
 LIBRARIES = {
     "fan": ("face-alignment", "torch", "torchvision"),
-    "dlib": ("dlib-bin",),
+    "dlib": ("dlib",),
     "null": (),
 }
 """What decides a backend's points, beside its weights."""
@@ -78,8 +79,7 @@ class Record:
 def record_of(plan: Plan, config: BuildConfig, face: FaceSpec, device: str) -> Record:
     """Write down the job."""
     libraries = {
-        name: metadata.version(name)
-        for name in ("av", "numpy", "opencv-python", *LIBRARIES[config.align.backend])
+        name: _version(name) for name in ("av", "cv2", "numpy", *LIBRARIES[config.align.backend])
     }
     libraries["libavcodec"] = ".".join(map(str, av.library_versions["libavcodec"]))
     return Record(
@@ -88,6 +88,13 @@ def record_of(plan: Plan, config: BuildConfig, face: FaceSpec, device: str) -> R
         face=face,
         libraries=libraries,
     )
+
+
+def _version(name: str) -> str:
+    """Say a library's version; cv2 and dlib come in distributions of several names."""
+    if name in ("cv2", "dlib"):
+        return importlib.import_module(name).__version__
+    return metadata.version(name)
 
 
 def deciding(config: BuildConfig) -> dict[str, Any]:

@@ -3,13 +3,16 @@
 import dataclasses
 import json
 from collections.abc import Callable
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 
 from pipeline import ledger
+from pipeline.config import AlignConfig, BuildConfig
 from pipeline.ledger import Record
 from pipeline.plan import Plan, Segment, Shard, Video
 from pipeline.sample import Reject, thumbnail_of
@@ -150,6 +153,24 @@ def test_a_damaged_record_is_named_before_a_build_goes_on(folder, data):
     Path(folder, "build.json").write_bytes(data)
     with pytest.raises(ValueError, match=r"build\.json is not the record of a build"):
         ledger.claim(folder, RECORD)
+
+
+@pytest.mark.parametrize("backend", ["dlib", "null"])
+def test_versions_are_those_of_the_modules(monkeypatch, backend):
+    """Whatever the distribution is called that they came in."""
+    if backend == "dlib":
+        pytest.importorskip("dlib")
+
+    def version(name: str) -> str:
+        if name.startswith(("opencv", "dlib")):
+            raise metadata.PackageNotFoundError(name)
+        return "1.2"
+
+    monkeypatch.setattr(metadata, "version", version)
+    config = BuildConfig(align=AlignConfig(backend=backend))
+    libraries = ledger.record_of(Plan(shards=()), config, SPEC, "cpu").libraries
+    assert libraries["cv2"] == cv2.__version__
+    assert ("dlib" in libraries) == (backend == "dlib")
 
 
 def test_a_shard_whose_videos_have_all_come_to_be_rejected_is_done(folder):
