@@ -1,5 +1,7 @@
 """The plan: a pure function of names, seed and settings."""
 
+import contextlib
+import os
 import random
 
 import pytest
@@ -46,6 +48,38 @@ def test_file_and_folder_of_one_name():
     videos = videos_of(["ann/talk.mp4", "ann/talk/1.mp4"])
     assert len(videos) == 2
     assert [s.path for s in videos["ann/talk"].segments] == ["ann/talk/1.mp4"]
+
+
+def paths_of(listing):
+    return {key: [s.path for s in video.segments] for key, video in videos_of(listing).items()}
+
+
+def test_a_file_and_a_file_in_a_folder_of_one_name_are_two_videos():
+    paths = paths_of(["a.mp4", "a/a.mp4"])
+    assert sorted(paths.values()) == [["a.mp4"], ["a/a.mp4"]]
+    assert sorted(key.split("/")[0] for key in paths)[0] == "a"
+
+
+def test_files_of_a_folder_are_of_one_person_whatever_they_are_called():
+    videos = videos_of(["a/a.mp4", "a/a.mkv", "a/b.mp4", "a.mov", "c.mp4", "d/d.mp4"])
+    assert len(videos) == 6
+    assert {v.person for v in videos.values() if v.segments[0].path.startswith("a/")} == {"a"}
+    assert {"a/b", "c/c", "d/d"} <= videos.keys()
+
+
+@pytest.mark.parametrize(
+    "listing",
+    [
+        ["a.mp4", "a.mkv", "a.mp4.mp4"],
+        ["a/a.mp4", "a/a.mkv", "a/a.mp4.mp4"],
+        ["a/t.mp4", "a/t/1.mp4", "a/t.mp4/1.mp4"],
+        ["dev/mp4/a/t.mp4", "test/mp4/a/t.mp4"],
+        ["a b/t.mp4", f"{safe_id('a b')}/u.mp4"],
+    ],
+)  # fmt: skip
+def test_one_id_of_two_names_is_refused(listing):
+    with pytest.raises(ValueError, match=r"would both be called .* rename one of them"):
+        videos_of(listing)
 
 
 def test_segments_with_equal_stems_get_names_of_their_own():
@@ -147,6 +181,32 @@ def test_finds_videos_and_nothing_else(tmp_path):
     (tmp_path / "link").symlink_to(outside)
     (tmp_path / "loop").symlink_to(tmp_path)
     assert sorted(find_videos(str(tmp_path))) == ["a/b.MOV", "a/v/1.mp4", "c.webm", "link/d.mp4"]
+
+
+@pytest.mark.parametrize("backwards", [False, True])
+def test_a_folder_is_listed_once_in_whatever_order_the_disk_gives(tmp_path, monkeypatch, backwards):
+    inside, outside = tmp_path / "in", tmp_path / "out"
+    for file in (inside / "m/v/1.mp4", outside / "o.mp4", outside / "sub/s.mp4"):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.touch()
+    for name, target in {
+        "a": inside / "m",  # a link that comes before the folder it leads to
+        "z": inside / "m/v",
+        "k": outside,
+        "l": outside,
+        "b": outside / "sub",
+        "m/up": inside,
+    }.items():
+        (inside / name).symlink_to(target)
+    scan = os.scandir
+
+    @contextlib.contextmanager
+    def in_other_order(folder):
+        with scan(folder) as entries:
+            yield iter(sorted(entries, key=lambda entry: entry.name, reverse=backwards))
+
+    monkeypatch.setattr("os.scandir", in_other_order)
+    assert sorted(find_videos(str(inside))) == ["b/s.mp4", "k/o.mp4", "m/v/1.mp4"]
 
 
 def test_nothing_found_is_an_error(tmp_path):
