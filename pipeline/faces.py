@@ -260,13 +260,14 @@ def outside_longest_shot(
     """
     corners = np.concatenate([points.min(axis=1), points.max(axis=1)], axis=1)
     boxes = [tuple(box) for box in corners.tolist()]
-    faces = [crop(frame, square_of(p[None], FACE_MARGIN), 4 * THUMB_PX)
-             for frame, p in zip(pixels, points, strict=True)]  # fmt: skip
+    colours = [_colours(frame) for frame in pixels]
+    squares = [square_of(points[i : i + 1], FACE_MARGIN) for i in range(len(pixels))]
+    faces = [crop(*seen, 4 * THUMB_PX) for seen in zip(pixels, squares, strict=True)]
     breaks = [
         i
         for i in range(1, len(pixels))
         if overlap(boxes[i - 1], boxes[i]) < SAME_FACE_IOU
-        or _is_cut(_shared_colours(*pixels[i - 1 : i + 1]), *faces[i - 1 : i + 1])
+        or _is_cut(_shared(*colours[i - 1 : i + 1]), *faces[i - 1 : i + 1])
     ]
     edges = [0, *breaks, len(pixels)]
     first, last = max(pairwise(edges), key=lambda run: run[1] - run[0])
@@ -296,7 +297,8 @@ def _is_cut(
     """Tell a cut by the colours that two pictures share and by the faces in them."""
     if shared < CUT_COLOURS:
         return True
-    is_doubtful = shared < DOUBTFUL_COLOURS or _shared_colours(before, now) < DOUBTFUL_FACE_COLOURS
+    shared_near = _shared(_colours(before), _colours(now))
+    is_doubtful = shared < DOUBTFUL_COLOURS or shared_near < DOUBTFUL_FACE_COLOURS
     return is_doubtful and _correlation(_thumb(before), _thumb(now)) < CUT_FACES
 
 
@@ -318,9 +320,9 @@ def _thumb(picture: UInt8[np.ndarray, "h w 3"]) -> Float32[np.ndarray, "t t"]:
     return cv2.resize(grey, (THUMB_PX, THUMB_PX), interpolation=cv2.INTER_AREA).astype(np.float32)
 
 
-def _shared_colours(a: UInt8[np.ndarray, "h w 3"], b: UInt8[np.ndarray, "h w 3"]) -> float:
+def _shared(a: Float32[np.ndarray, "216"], b: Float32[np.ndarray, "216"]) -> float:
     """Say what share of their colours two pictures have in common, 0 to 1."""
-    return float(np.minimum(_colours(a), _colours(b)).sum())
+    return float(np.minimum(a, b).sum())
 
 
 def _colours(picture: UInt8[np.ndarray, "h w 3"]) -> Float32[np.ndarray, "216"]:
