@@ -27,7 +27,7 @@ from av.video.reformatter import Interpolation, VideoReformatter
 from av.video.stream import VideoStream
 from jaxtyping import Float64, UInt8
 
-from pipeline.config import DecodeConfig
+from pipeline.config import DecodeConfig, rules_id
 from pipeline.plan import Segment, Video, cut
 from pipeline.sample import Reject
 from pipeline.storage import TRANSIENT, StorageError, is_remote, join, open_file, store_errors
@@ -87,6 +87,14 @@ class VideoInfo:
 
 class UnreadableError(ValueError):
     """A file can't be used as a video, for a reason that another try won't change."""
+
+
+def decode_id() -> str:
+    """Name the rules by which frames are taken: a short hash that changes whenever one does."""
+    return rules_id(
+        *(SEEK_GAP_S, SEEK_STEPS_S, sorted(UNINDEXED), MIN_LENGTH_S, MIN_READABLE, SCALING.value),
+        "evenly over a video's files",
+    )
 
 
 def video_info(path: str | Path) -> VideoInfo:

@@ -18,7 +18,7 @@ import numpy as np
 from jaxtyping import Bool, Float32, Shaped, UInt8
 
 from pipeline.align import SAME_FACE_IOU, Aligner, Identified, Landmarks, overlap
-from pipeline.config import CropConfig, DecodeConfig, FaceSpec
+from pipeline.config import CropConfig, DecodeConfig, FaceSpec, rules_id
 from pipeline.crop import Square, crop, crop_id, square_of, to_crop
 from pipeline.decode import SegmentFrames, decode_video, iter_frames
 from pipeline.plan import VIDEO_SUFFIXES, Segment, Video, safe_id
@@ -62,6 +62,15 @@ TOO_SMALL = "face too small"
 FROZEN = "frozen picture"
 CUT = "cut or jump"
 TOO_FEW = "too few frames"
+
+
+def faces_id() -> str:
+    """Name the rules by which frames are judged: a short hash that changes whenever one does."""
+    return rules_id(
+        *(MIN_FACE_PX, THUMB_PX, FROZEN_LEVELS, SAME_FACE_IOU),
+        *(CUT_COLOURS, DOUBTFUL_COLOURS, DOUBTFUL_FACE_COLOURS, CUT_FACES, FACE_MARGIN),
+        "shots of a file",
+    )
 
 
 def face_spec(aligner: Identified, config: CropConfig) -> FaceSpec:

@@ -18,6 +18,8 @@ from typing import Any
 import av
 
 from pipeline.config import BuildConfig, FaceSpec
+from pipeline.decode import decode_id
+from pipeline.faces import faces_id
 from pipeline.plan import Plan, Shard
 from pipeline.sample import FIELDS, SCHEMA, decode_picture
 from pipeline.shard import (
@@ -50,6 +52,7 @@ class Record:
     plan: Mapping[str, Any]
     config: Mapping[str, Any]
     face: FaceSpec
+    rules: Mapping[str, str]
     libraries: Mapping[str, str]
 
     def to_json(self) -> bytes:
@@ -65,6 +68,7 @@ class Record:
                 plan={"sha256": None, "videos": None, "shards": None, **facts["plan"]},
                 config=facts["config"],
                 face=FaceSpec.from_dict(facts["face"]),
+                rules=facts["rules"],
                 libraries=facts["libraries"],
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -86,6 +90,7 @@ def record_of(plan: Plan, config: BuildConfig, face: FaceSpec, device: str) -> R
         plan={**plan.describe(), "sha256": plan.sha256},
         config={**deciding(config), "device": device},
         face=face,
+        rules={"decode": decode_id(), "faces": faces_id()},
         libraries=libraries,
     )
 

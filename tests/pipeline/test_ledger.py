@@ -34,6 +34,7 @@ RECORD = Record(
     plan={"sha256": "abc", "videos": 4, "shards": 3},
     config={"seed": 3},
     face=SPEC,
+    rules={"faces": "0f1e"},
     libraries={"av": "18"},
 )
 
