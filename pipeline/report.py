@@ -80,10 +80,12 @@ class Measured:
         return np.degrees(np.arcsin(ratio))
 
     @cached_property
-    def wobbles(self) -> Float64[np.ndarray, "n"]:
+    def strays(self) -> Float64[np.ndarray, "n"]:
         """How far the skull's points stray from the video's mean shape, in eye distances (RMS).
 
         After the best shift, turn and scale; a turning head counts a little, bad landmarks a lot.
+        It is no measure of jitter: stored frames are tenths of a second apart or more, in which a
+        head moves further than landmarks tremble.
         """
         shapes = normalised(self.points[:, RIGID])
         mean = shapes.mean(axis=0)
@@ -131,7 +133,7 @@ def measure(folder: str, index: Index, entry: VideoEntry) -> Measured:
 def page(index: Index, measured: Sequence[Measured]) -> str:
     """Lay the page out."""
     num_suspects = min(MAX_SUSPECTS, len(measured) // 4)
-    suspects = sorted(measured, key=lambda m: -m.wobbles.max())[:num_suspects]
+    suspects = sorted(measured, key=lambda m: -m.strays.max())[:num_suspects]
     unsuspected = [m for m in measured if m not in suspects]
     others = sorted(unsuspected[:MAX_OTHERS], key=lambda m: m.entry.key)
     parts = [
@@ -187,8 +189,15 @@ def header(index: Index) -> str:
 def note_on(index: Index, measured: Sequence[Measured]) -> str:
     """Say how much of the data the figures stand for."""
     if len(measured) == len(index.videos):
-        return "Every stored frame."
-    return f"The frames of {len(measured)} videos out of {len(index.videos):,}, chosen by a hash."
+        frames = "Every stored frame."
+    else:
+        frames = (
+            f"The frames of {len(measured)} videos out of {len(index.videos):,}, chosen by a hash."
+        )
+    return (
+        f"{frames} A face's distance from its video's mean shape tells turned heads and wrong "
+        "landmarks; stored frames are too far apart in time to tell how much landmarks tremble."
+    )
 
 
 def histograms(measured: Sequence[Measured]) -> str:
@@ -199,7 +208,7 @@ def histograms(measured: Sequence[Measured]) -> str:
         ("Size of the face", "% of the picture", [100 * m.sizes for m in measured]),
         ("Turn of the head", "degrees, about", [m.yaws_deg for m in measured]),
         ("Score", "of the backend", [m.scores for m in measured]),
-        ("Unsteadiness", "% of eye distance", [100 * m.wobbles for m in measured]),
+        ("Distance from the mean shape", "% of eye distance", [100 * m.strays for m in measured]),
     ]
     drawn = (histogram(np.concatenate(values), title, unit) for title, unit, values in charts)
     return f"<div class=charts>{''.join(drawn)}</div>"
@@ -231,7 +240,7 @@ def strip(measured: Measured, index: Index, num_shown: int) -> str:
     """Show some frames of a video: landmarks over the picture, and the raster beside it."""
     entry = measured.entry
     frames = sorted(samples_in_span(measured.span).items())
-    oddest = int(measured.wobbles.argmax())
+    oddest = int(measured.strays.argmax())
     chosen = [oddest, *(i for i in evenly(len(frames), num_shown) if i != oddest)][:num_shown]
     samples = [
         from_fields(key_of(entry.person, entry.video, frames[i][0]), frames[i][1]) for i in chosen
@@ -240,7 +249,7 @@ def strip(measured: Measured, index: Index, num_shown: int) -> str:
     name = html.escape(entry.key)
     facts = (
         f"{entry.num_frames} frames, score {np.median(measured.scores):.2f}, "
-        f"unsteadiness {100 * np.median(measured.wobbles):.1f} %, {html.escape(entry.shard)}"
+        f"{100 * np.median(measured.strays):.1f} % from the mean shape, {html.escape(entry.shard)}"
     )
     return (
         f"<figure class='strip frames{num_shown}'><figcaption>{name} "

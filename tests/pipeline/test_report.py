@@ -1,5 +1,6 @@
 """The page shows what was built, holds all it needs, and stays small however much there is."""
 
+import html
 import re
 from dataclasses import replace
 
@@ -70,6 +71,9 @@ def test_the_page_counts_and_names_what_there_is(folder):
         assert f"p{number}/talk" in text
     assert "<td>no face: 0 good frames of 9, 4 needed" in text
     assert "<td>seed<td>3" in text
+    assert "Every stored frame. A face's distance from its video's mean shape" in html.unescape(
+        text
+    )
 
 
 def test_names_cannot_break_the_page(folder):
@@ -136,13 +140,13 @@ def measured(points: np.ndarray) -> Measured:
     return Measured(entry=entry, points=points, scores=np.ones(len(points)), span=b"")
 
 
-def test_a_face_that_moves_grows_and_tilts_is_steady():
+def test_a_face_that_moves_grows_and_tilts_keeps_its_shape():
     angles, sizes = np.linspace(-0.4, 0.4, 6), np.linspace(0.3, 0.6, 6)
     turns = np.stack([[np.cos(angles), -np.sin(angles)], [np.sin(angles), np.cos(angles)]])
     points = np.einsum("xyn,py->npx", turns, template() - 0.5) * sizes[:, None, None] + 0.5
-    assert measured(points).wobbles.max() < 1e-9
+    assert measured(points).strays.max() < 1e-9
     points[4, 36:48, 1] += 0.1
-    assert measured(points).wobbles.argmax() == 4
+    assert measured(points).strays.argmax() == 4
 
 
 def test_a_turned_head_has_a_yaw_with_a_sign():
