@@ -14,11 +14,14 @@ import functools
 import json
 import logging
 import pickle
+import re
 import signal
 import sys
 import time
+import traceback
+import warnings
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +31,13 @@ import ray
 import tyro
 from ray.data import ActorPoolStrategy, DataContext, Datasink
 from ray.data.block import Block, BlockAccessor
-from ray.exceptions import RayError
+from ray.data.exceptions import SystemException
+from ray.exceptions import (
+    OutOfMemoryError,
+    RayActorError,
+    RayError,
+    WorkerCrashedError,
+)
 from rich.console import Console
 from rich.markup import escape
 
@@ -46,9 +55,23 @@ from pipeline.storage import absolute, join
 FAN_CPU_S = 0.5
 """What a frame costs fan and its detector on one CPU core, roughly."""
 
+RETRIES = 2
+"""How often a stage is tried again on a shard after its process or node has died. Ray's own default
+is for ever, which a video that kills its worker each time would take it at."""
+
+RESTARTS = 8
+"""How often an actor is started again: it meets many shards in its life."""
+
+FAILURES_IN_A_ROW = 3
+"""Shards that an actor may fail one after another: then the fault is its own, and it would go
+through all the others."""
+
 Row = dict[str, Any]
 """What travels through the graph: one shard's work, packed by `to_row`, in a block of its own."""
 
+
+TOLD = re.compile(r"^(?!ray\.)[\w.]+(?:Error|Exception): (.+)$", re.MULTILINE)
+"""An exception's last line in a traceback: all that Ray leaves of those that it wraps."""
 
 BOOTSTRAP = "~/ray_bootstrap_config.yaml"
 """What `ray up` leaves on the head of a cluster."""
@@ -105,25 +128,31 @@ def run_graph(
         "num_cpus": resources.aligner_cpus,
         "num_gpus": resources.aligner_gpus,
         "compute": ActorPoolStrategy(size=min(resources.num_aligners, len(rows))),
+        "max_restarts": RESTARTS,
+        "max_task_retries": RETRIES,
     }
-    if resources.aligner_gpus:
-        # 2. decode: a shard's videos -> their candidate frames, up to a few hundred MB.
-        task = functools.partial(decode, config=config)
-        work = work.map(task, num_cpus=resources.task_cpus)
+    tasks: dict[str, Any] = {"num_cpus": resources.task_cpus, "max_retries": RETRIES}
+    with warnings.catch_warnings():
+        # Ray means to drop max_retries and the like, and has nothing else for them yet.
+        warnings.filterwarnings("ignore", "`ray_remote_args`", DeprecationWarning)
+        if resources.aligner_gpus:
+            # 2. decode: a shard's videos -> their candidate frames, up to a few hundred MB.
+            task = functools.partial(decode, config=config)
+            work = work.map(task, **tasks)
 
-        # 3. align: frames -> their landmarks, by actors that keep the network loaded.
-        work = work.map(AlignActor, fn_constructor_args=(config.align,), **actors)  # type: ignore[arg-type]
+            # 3. align: frames -> their landmarks, by actors that keep the network loaded.
+            work = work.map(AlignActor, fn_constructor_args=(config.align,), **actors)  # type: ignore[arg-type]
 
-        # 4. draw and pack: frames and landmarks -> samples -> the bytes of a tar.
-        task = functools.partial(draw, config=config, spec=spec)
-        work = work.map(task, num_cpus=resources.task_cpus)
-    else:
-        # 2. to 4. in one actor a core: nothing is won by sending frames from one to another.
-        work = work.map(BuildActor, fn_constructor_args=(config, spec), **actors)  # type: ignore[arg-type]
+            # 4. draw and pack: frames and landmarks -> samples -> the bytes of a tar.
+            task = functools.partial(draw, config=config, spec=spec)
+            work = work.map(task, **tasks)
+        else:
+            # 2. to 4. in one actor a core: nothing is won by sending frames from one to another.
+            work = work.map(BuildActor, fn_constructor_args=(config, spec), **actors)  # type: ignore[arg-type]
 
     # 5. write: a tar and its manifest in the output folder.
     sink = ShardSink(config.output)
-    work.write_datasink(sink, ray_remote_args={"num_cpus": resources.task_cpus})
+    work.write_datasink(sink, ray_remote_args=tasks)
     return sink
 
 
@@ -137,40 +166,56 @@ def to_work(row: Row) -> Work:
     return pickle.loads(row["work"])
 
 
+class Attempt:
+    """Runs a stage on one shard after another. An exception fails its shard, and the others go
+    on."""
+
+    def __init__(self, stage: Callable[[Work], Work]) -> None:
+        self._stage = stage
+        self._num_failures = 0
+
+    def __call__(self, row: Row) -> Row:
+        """Run the stage, unless the shard has failed before."""
+        work = to_work(row)
+        if work.failed:
+            return row
+        try:
+            done = to_row(self._stage(work))
+        except Exception as error:
+            self._num_failures += 1
+            if self._num_failures == FAILURES_IN_A_ROW:
+                raise
+            traceback.print_exc()  # Ray shows it to the driver
+            why = f"{type(error).__name__}: {error}"
+            return to_row(Work(shard=work.shard, cpu_s=work.cpu_s, failed=why))
+        self._num_failures = 0
+        return done
+
+
 def decode(row: Row, config: BuildConfig) -> Row:
     """Decode a shard's videos, in a child process of this worker."""
-    return to_row(stages.decode(to_work(row), config))
+    return Attempt(lambda work: stages.decode(work, config))(row)
 
 
-class AlignActor:
+class AlignActor(Attempt):
     """Holds a landmark backend."""
 
     def __init__(self, config: AlignConfig) -> None:
-        self._align = Align(config)
-
-    def __call__(self, row: Row) -> Row:
-        """Align a shard's frames."""
-        work = to_work(row)
-        return row if work.failed else to_row(self._align(work))
+        super().__init__(Align(config))
 
 
 def draw(row: Row, config: BuildConfig, spec: FaceSpec) -> Row:
     """Turn a shard's frames into samples, and those into a tar."""
-    work = to_work(row)
-    if work.failed:
-        return row
-    return to_row(stages.pack(stages.draw(work, config, spec), config.jpeg_quality))
+    return Attempt(lambda work: stages.pack(stages.draw(work, config, spec), config.jpeg_quality))(
+        row
+    )
 
 
-class BuildActor:
-    """Holds a landmark backend and a decoder."""
+class BuildActor(Attempt):
+    """Holds a landmark backend and a decoder, and does a shard's work, all but the writing."""
 
     def __init__(self, config: BuildConfig, spec: FaceSpec) -> None:
-        self._build = Builder(config, spec)
-
-    def __call__(self, row: Row) -> Row:
-        """Do a shard's work, all but the writing."""
-        return to_row(self._build(to_work(row)))
+        super().__init__(Builder(config, spec))
 
 
 class ShardSink(Datasink[list[Work]]):
@@ -317,10 +362,28 @@ def root_of(error: BaseException) -> BaseException:
     """Find what a worker raised, inside the layers that Ray has put around it."""
     while isinstance(error, RayError):
         cause = getattr(error, "cause", None) or error.__cause__
-        if not isinstance(cause, BaseException):
+        if not isinstance(cause, BaseException) or isinstance(cause, SystemException):
             break
         error = cause
     return error
+
+
+def explain(error: BaseException) -> str:
+    """Say in a line what ended the job."""
+    root = root_of(error)
+    said = str(root).strip()
+    if not isinstance(root, RayError):
+        return said or type(root).__name__
+    if told := TOLD.findall(str(error)):
+        return told[-1]
+    first = said.splitlines()[0] if said else type(root).__name__
+    if isinstance(root, (RayActorError, WorkerCrashedError, OutOfMemoryError)):
+        return (
+            f"The worker of a shard died, {1 + RETRIES} times in a row: {first} "
+            "What is finished stays, and the same command tries the rest again. Should it die "
+            "again, Ray's messages above say more."
+        )
+    return first
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -345,7 +408,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         console.print("Stopped. What is finished stays; the same command goes on from there.")
         return 130
     except (ValueError, RuntimeError, OSError, RayError) as error:
-        said = escape(str(root_of(error)))
+        said = escape(explain(error))
         console.print(f"[red]error:[/] {said}", soft_wrap=True, highlight=False)
         return 1
     finally:

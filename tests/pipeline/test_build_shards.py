@@ -13,18 +13,23 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import ray
+from ray.data.exceptions import SystemException
+from ray.exceptions import RayError, RayTaskError
 
 from pipeline import build_shards
-from pipeline.build_shards import Resources
+from pipeline.build_shards import Attempt, Resources, explain, root_of, to_row, to_work
 from pipeline.config import AlignConfig, BuildConfig
+from pipeline.plan import Shard
 from pipeline.sample import from_fields
 from pipeline.shard import Index, read_span, samples_in_span
+from pipeline.stages import Work
 from tests.pipeline.videos import (
     flip_bits,
     noisy,
@@ -60,9 +65,8 @@ def videos(tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_ray():
-    """Share a Ray, with a GPU in name only: main joins one that runs in its process."""
+def start_ray() -> None:
+    """Start a Ray, with a GPU in name only."""
     ray.init(
         address="local",
         num_cpus=2,
@@ -70,6 +74,12 @@ def one_ray():
         include_dashboard=False,
         object_store_memory=300_000_000,
     )
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_ray():
+    """Share a Ray: main joins one that runs in its process."""
+    start_ray()
     yield
     ray.shutdown()
 
@@ -158,8 +168,7 @@ def test_files_in_another_order_give_the_same_bytes(built, videos, tmp_path, mon
 
 def test_aligners_on_a_gpu_give_the_same_bytes(built, videos, tmp_path, monkeypatch):
     """There decoding is a stage of its own, and the aligner holds the GPU and no CPU."""
-    gpu = Resources(num_aligners=1, aligner_cpus=0, aligner_gpus=1, task_cpus=1, device="cpu")
-    monkeypatch.setattr(Resources, "of", classmethod(lambda cls, cluster, config: gpu))
+    on_gpu(monkeypatch)
     assert build(videos, tmp_path / "shards") == 0
     assert content(tmp_path / "shards") == content(built)
 
@@ -227,6 +236,143 @@ def test_dry_run_writes_nothing(videos, tmp_path, capfd):
     assert "4 persons" in said
     assert '"train_frames": 6' in said
     assert not (tmp_path / "shards").exists()
+
+
+POISON = "train-000002"
+"""The shard that workers fail at in the next tests."""
+
+
+def poisoned(what: str, fail: Callable[[], Any]) -> Any:
+    """Make a stage that fails at one shard, and is itself otherwise.
+
+    Ray sends it to its workers whole; they see the module itself, unpatched.
+    """
+    poison = POISON
+
+    def spoilt(stage):
+        def run(work):
+            if work.shard.name == poison:
+                fail()
+            return stage(work)
+
+        return run
+
+    class Actor:
+        def __init__(self, *args):
+            self._attempt = getattr(build_shards, what)(*args)
+            self._attempt._stage = spoilt(self._attempt._stage)
+
+        def __call__(self, row):
+            return self._attempt(row)
+
+    def draw(row, config, spec):
+        spoilt(lambda work: work)(build_shards.to_work(row))
+        return build_shards.draw(row, config, spec)
+
+    return draw if what == "draw" else Actor
+
+
+def on_gpu(monkeypatch) -> None:
+    """Let aligners be a stage of their own."""
+    gpu = Resources(num_aligners=1, aligner_cpus=0, aligner_gpus=1, task_cpus=1, device="cpu")
+    monkeypatch.setattr(Resources, "of", classmethod(lambda cls, cluster, config: gpu))
+
+
+@pytest.mark.parametrize("what", ["BuildActor", "AlignActor", "draw"])
+def test_a_worker_that_dies_at_a_shard_ends_the_job(
+    built, videos, tmp_path, monkeypatch, capfd, what
+):
+    if what != "BuildActor":
+        on_gpu(monkeypatch)
+    tries, output = tmp_path / "tries", tmp_path / "shards"
+
+    def die() -> None:
+        with tries.open("a") as file:
+            file.write("x")
+        os._exit(1)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(build_shards, what, poisoned(what, die))
+        assert build(videos, output) == 1
+    ray.shutdown()  # as the end of the process would: the actor still holds what it reserved
+    start_ray()
+    said = capfd.readouterr().err
+    assert "error: The worker of a shard died, 3 times in a row: " in said, said[-1500:]
+    assert tries.read_text() == "xxx"
+    assert not (output / "index.json").exists()
+    assert_nothing_is_half_written(output, built)
+    assert build(videos, output) == 0
+    assert content(output) == content(built)
+
+
+@pytest.mark.parametrize("what", ["BuildActor", "AlignActor"])
+def test_an_exception_fails_its_shard_alone(built, videos, tmp_path, monkeypatch, capfd, what):
+    if what != "BuildActor":
+        on_gpu(monkeypatch)
+
+    def out_of_memory() -> None:
+        raise RuntimeError("CUDA out of memory.")
+
+    output = tmp_path / "shards"
+    with monkeypatch.context() as patch:
+        patch.setattr(build_shards, what, poisoned(what, out_of_memory))
+        assert build(videos, output) == 1
+    said = capfd.readouterr().err
+    assert f"{POISON}: RuntimeError: CUDA out of memory.\n1 shards are not done." in said
+    assert len(whole_shards(output)) == 7
+    assert build(videos, output) == 0
+    assert content(output) == content(built)
+
+
+def test_an_actor_that_can_do_no_shard_ends_the_job():
+    def broken(work: Work) -> Work:
+        raise RuntimeError("CUDA error: an illegal memory access")
+
+    attempt = Attempt(broken)
+    row = to_row(Work(shard=Shard(name="train-000000", videos=())))
+    for _ in range(2):
+        assert to_work(attempt(row)).failed == "RuntimeError: CUDA error: an illegal memory access"
+    with pytest.raises(RuntimeError, match="illegal memory access"):
+        attempt(row)
+
+
+def test_errors_are_never_empty():
+    ours = RuntimeError("net.pth is damaged. Get it again.")
+    ours.__cause__ = EOFError()
+    assert root_of(RayTaskError("align", "a traceback", ours).as_instanceof_cause()) is ours
+    nothing = RayError()
+    nothing.__cause__ = SystemException()
+    assert root_of(nothing) is nothing
+    assert [explain(e) for e in (ours, nothing, EOFError())] == [str(ours), "RayError", "EOFError"]
+
+
+def test_an_actor_that_cannot_work_says_why(videos, tmp_path, monkeypatch, capfd):
+    class Failing:
+        def __init__(self, *args):
+            pass
+
+        def __call__(self, row):
+            raise RuntimeError("the network gave nothing") from EOFError()
+
+    monkeypatch.setattr(build_shards, "BuildActor", Failing)
+    assert build(videos, tmp_path / "shards") == 1
+    assert capfd.readouterr().err.endswith("error: the network gave nothing\n")
+
+
+def test_an_actor_that_cannot_start_says_why(videos, tmp_path, monkeypatch, capfd):
+    class Damaged:
+        def __init__(self, *args):
+            try:
+                raise EOFError
+            except EOFError as error:
+                raise RuntimeError("net.pth is damaged. Get it again.") from error
+
+        def __call__(self, row):
+            return row
+
+    monkeypatch.setattr(build_shards, "BuildActor", Damaged)
+    assert build(videos, tmp_path / "shards") == 1
+    assert capfd.readouterr().err.endswith("error: net.pth is damaged. Get it again.\n")
 
 
 BAD = {
