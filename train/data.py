@@ -363,7 +363,8 @@ def _require_shards(folder: str, index: Index) -> None:
     """Raise where a shard is missing or of another size, before hours are spent on the others."""
     sizes = list_files(folder)
     wrong = [
-        f"{shard.name} is {'missing' if size is None else f'{size} bytes'}"
+        f"{tar_name(shard.name)} is "
+        + ("missing" if size is None else f"{size} bytes, not {shard.num_bytes}")
         for shard in index.shards
         if (size := sizes.get(tar_name(shard.name))) != shard.num_bytes
     ]

@@ -238,13 +238,14 @@ def test_a_harmed_shard_is_named_before_its_samples_are_used(
     tmp_path: Path, harm: Callable[[Path], None], message: str, num_workers: int
 ) -> None:
     index = make_shards(tmp_path)
+    shards = Shards(tmp_path, image_px=PX)
     harm(tmp_path / "shard-0000.tar")
     harmed = index.videos[0]
     seen: list[str] = []
     with pytest.raises(ValueError, match=message):
         for batch in islice(
             make_loader(
-                Shards(tmp_path, image_px=PX),
+                shards,
                 num_sources=3,
                 batch_size=1,
                 seed=0,
@@ -254,6 +255,23 @@ def test_a_harmed_shard_is_named_before_its_samples_are_used(
         ):
             seen.extend(batch.keys)
     assert harmed.key not in seen
+
+
+@pytest.mark.parametrize(
+    ("harm", "state"),
+    [
+        (cut_at_member, r"11264 bytes, not \d+"),
+        (remove, "missing"),
+        (put_another_in_its_place, r"\d+ bytes, not \d+"),
+    ],
+)
+def test_a_shard_of_another_size_is_named_before_the_first_step(
+    tmp_path: Path, harm: Callable[[Path], None], state: str
+) -> None:
+    make_shards(tmp_path)
+    harm(tmp_path / "shard-0000.tar")
+    with pytest.raises(ValueError, match=rf"shard-0000\.tar is {state}; 1 of 3 shards"):
+        Shards(tmp_path, image_px=PX)
 
 
 def test_an_index_that_promises_too_much_is_an_error(tmp_path: Path) -> None:
