@@ -236,15 +236,16 @@ class ShardSink(Datasink[list[Work]]):
         self.finished = [work for works in write_result.write_returns for work in works]
 
 
-def connect(config: BuildConfig) -> None:
+def connect(config: BuildConfig) -> bool:
     """Join the cluster that the settings or `ray up` name, else start a Ray of our own.
 
-    Another Ray that happens to run here is somebody else's, and ends when they do.
+    Returns whether it is our own, which no node is ever added to. Another Ray that happens to run
+    here is somebody else's, and ends when they do.
     """
     for name in ("ray.data._internal", "ray.data.dataset"):
         logging.getLogger(name).setLevel(logging.ERROR)  # Watch and the summary say more
     if ray.is_initialized():
-        return
+        return False
     on_head = Path(BOOTSTRAP).expanduser().exists()
     address = config.ray_address or ("auto" if on_head else "local")
     of_our_own: dict[str, Any] = {"num_cpus": config.num_cpus, "include_dashboard": False}
@@ -258,6 +259,7 @@ def connect(config: BuildConfig) -> None:
         raise ValueError(
             f"No Ray cluster answers at {address}. Give --ray-address local."
         ) from None
+    return address == "local"
 
 
 def catch_signals() -> dict[signal.Signals, Any]:
@@ -274,10 +276,15 @@ def catch_signals() -> dict[signal.Signals, Any]:
 
 def build(config: BuildConfig, plan: Plan, console: Console) -> int:
     """Build what is missing, then the index; returns the exit status."""
-    connect(config)
+    is_our_own = connect(config)
     catch_signals()  # once more: Ray has put its own in their place
     cluster = ray.cluster_resources()
     resources = Resources.of(cluster, config)
+    if is_our_own and resources.aligner_gpus > cluster.get("GPU", 0):
+        raise ValueError(
+            "--align.device cuda needs a GPU, and Ray sees none on this machine. Give "
+            "--align.device auto or cpu, or --ray-address of a cluster with GPUs."
+        )
     # The weights are on every node; the driver reads them for their sha256 alone.
     spec = face_spec(identify(config.align), config.crop)
     record = ledger.record_of(plan, config, spec, resources.device)
@@ -309,7 +316,9 @@ def build(config: BuildConfig, plan: Plan, console: Console) -> int:
     write_report(config.output)
     cpu_s = sum((Counter(work.cpu_s) for work in finished), Counter())
     num_videos = sum(len(work.shard.videos) for work in finished)
-    console.print(summary(index, cpu_s, num_videos, wall_s, cluster.get("CPU", 1)))
+    num_held_out = plan.describe()["held-out videos"]
+    num_cpus = cluster.get("CPU", 1)
+    console.print(summary(index, num_held_out, cpu_s, num_videos, wall_s, num_cpus))
     return conclude(config, index, console)
 
 
@@ -401,8 +410,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if config.verify:
             return verify(config, console)
         plan = make_plan(find_videos(config.input), config)
-        console.print_json(json.dumps(dataclasses.asdict(config)))
-        console.print(", ".join(f"{n:,} {what}" for what, n in plan.describe().items()))
+        told = Console(soft_wrap=True) if config.dry_run else console
+        told.print_json(json.dumps(dataclasses.asdict(config)))
+        told.print(", ".join(f"{n:,} {what}" for what, n in plan.describe().items()))
         return 0 if config.dry_run else build(config, plan, console)
     except KeyboardInterrupt:
         console.print("Stopped. What is finished stays; the same command goes on from there.")

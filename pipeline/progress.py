@@ -105,9 +105,17 @@ def reasons(rejects: Sequence[Reject]) -> list[tuple[str, int]]:
 
 
 def summary(
-    index: Index, cpu_s: Mapping[str, float], num_built: int, wall_s: float, num_cpus: float
+    index: Index,
+    num_held_out: int,
+    cpu_s: Mapping[str, float],
+    num_built: int,
+    wall_s: float,
+    num_cpus: float,
 ) -> Table:
-    """Tabulate what a build came to, and what this run of it took."""
+    """Tabulate what a build came to, and what this run of it took.
+
+    num_held_out is how many videos were planned for the val split.
+    """
     totals = index.totals
     table = Table(show_header=False, box=None, pad_edge=False)
     table.add_row("persons", f"{totals['persons']:,}")
@@ -115,6 +123,12 @@ def summary(
         videos = index.of_split(split)
         frames = sum(v.num_frames for v in videos)
         table.add_row(f"{split} videos", f"{len(videos):,} with {frames:,} frames")
+    if num_held_out and not index.of_split("val"):
+        table.add_row(
+            "[yellow]warning[/]",
+            f"all {num_held_out:,} videos of the val split were rejected: no person is held out. "
+            "Another --seed, in another --output, holds out others",
+        )
     table.add_row("shards", f"{totals['shards']:,} with {totals['bytes'] / 1e6:,.1f} MB")
     table.add_row("rejected", f"{totals['rejected']:,} of {totals['planned']:,} videos")
     for reason, count in reasons(index.rejects):

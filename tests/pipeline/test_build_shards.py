@@ -232,7 +232,7 @@ def test_verify_finds_what_is_wrong(built, tmp_path, capfd):
 
 def test_dry_run_writes_nothing(videos, tmp_path, capfd):
     assert build(videos, tmp_path / "shards", "--dry-run") == 0
-    said = capfd.readouterr().err
+    said = capfd.readouterr().out
     assert "4 persons" in said
     assert '"train_frames": 6' in said
     assert not (tmp_path / "shards").exists()
@@ -510,6 +510,14 @@ def test_a_copied_script_on_one_cpu_gives_the_same_bytes(built, videos, script, 
     assert content(output) == content(built)
     for name in ("index.json", "rejects.jsonl", "report.html"):
         assert str(output / name) in said.split()
+
+
+def test_a_gpu_that_is_not_there_is_not_waited_for(videos, script, tmp_path):
+    flags = ("--align.backend", "fan", "--align.device", "cuda", "--num-cpus", "1")
+    status, said = finish(start(script, videos, tmp_path / "shards", *flags))
+    assert status == 1
+    assert "error: --align.device cuda needs a GPU, and Ray sees none on this machine." in said
+    assert not (tmp_path / "shards").exists()
 
 
 def whole_shards(output: Path) -> Sequence[Path]:
