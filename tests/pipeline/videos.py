@@ -56,6 +56,7 @@ def write_video(
         stream.height, stream.width = pictures[0].shape[:2]
         stream.pix_fmt = pix_fmt
         stream.gop_size = key_every
+        stream.codec_context.thread_count = 1  # with more, the bytes depend on their timing
         if pixel_shape is not None:
             stream.codec_context.sample_aspect_ratio = pixel_shape
         tone = container.add_stream("aac", rate=16000) if sound else None

@@ -1,7 +1,5 @@
 """W: only visited rows move, repeated rows add up, and one row's Adam is PyTorch's Adam."""
 
-import time
-
 import pytest
 import torch
 
@@ -76,19 +74,3 @@ def test_state_round_trip_goes_on_bit_for_bit():
 def test_a_table_of_another_size_is_refused():
     with pytest.raises(ValueError, match="other shards"):
         make_table(num_rows=7).load_state_dict(make_table(num_rows=8).state_dict())
-
-
-def test_the_work_of_an_update_does_not_grow_with_the_rows():
-    small, large = make_table(num_rows=100, dim=512), make_table(num_rows=145_520, dim=512)
-    rows, gradients = torch.arange(8), torch.randn(8, 512)
-
-    def best_s(table: RowTable) -> float:
-        times = []
-        for _ in range(30):
-            start = time.perf_counter()
-            table.update(rows, gradients)
-            times.append(time.perf_counter() - start)
-        return min(times)
-
-    # A dense update touches 1455 times as much memory; ten times leaves room for a busy machine.
-    assert best_s(large) < 10 * best_s(small)
