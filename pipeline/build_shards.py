@@ -1,7 +1,7 @@
 """Raw video -> shards, on one machine or on a Ray cluster.
 
     python pipeline/build_shards.py --input VIDEOS --output SHARDS
-    ray submit cluster.yaml pipeline/build_shards.py --input s3://B/videos --output s3://B/shards
+    ray submit cluster.yaml pipeline/build_shards.py -- --input s3://B/in --output s3://B/shards
 
 Finds the faces and landmarks of the people in a folder of videos, and writes them as WebDataset
 shards with an index. The same command again finishes what is missing. What is built is a function

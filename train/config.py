@@ -112,7 +112,7 @@ class MetaConfig:
     max_epochs: int = 75
     """Stop after so many visits of every video."""
     max_minutes: float | None = None
-    """Stop, with a checkpoint, after so many minutes of this session."""
+    """Stop, with a checkpoint, after so many minutes of this start."""
     max_steps: int | None = None
     """Stop, with a checkpoint, at this step of the whole run."""
     model: ModelConfig = field(default_factory=ModelConfig)
