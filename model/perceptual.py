@@ -56,8 +56,6 @@ class Perceptual(nn.Module):
         """The layers' activations on frames in [-1, 1], in the order of `layer_weights`."""
         return tuple(layer for network in self.networks for layer in network(x))
 
-    features = forward
-
 
 def make_perceptual(
     name: str, *, weights_dir: str | None = None, vggface: str | None = None

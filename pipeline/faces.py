@@ -9,7 +9,6 @@ a network meets later looks like what it was trained on.
 import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -179,15 +178,7 @@ def read_faces(
 
 def require_aligner(spec: FaceSpec, aligner: Identified) -> None:
     """Raise ValueError unless the aligner, and this program's crop and raster, are the spec's."""
-    here = replace(
-        spec,
-        crop_rules=crop_id(),
-        palette=palette_id(),
-        backend=aligner.backend,
-        detector=aligner.detector,
-        align_rules=aligner.rules,
-        weights_sha256=aligner.weights_sha256,
-    )
+    here = face_spec(aligner, CropConfig(image_px=spec.image_px, margin=spec.crop_margin))
     spec.require_same(here, "this machine")
 
 

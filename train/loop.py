@@ -13,7 +13,7 @@ from pathlib import Path
 
 from model.perceptual import Perceptual, make_perceptual
 from train import checkpoint
-from train.config import MetaConfig, PerceptualConfig
+from train.config import MetaConfig
 from train.data import Shards, VisitBatch, fixed_batch, make_loader
 from train.learner import Learner, make_learner
 from train.report import Reporter, make_panel
@@ -29,7 +29,11 @@ def train(config: MetaConfig, world: World) -> Path:
     started = time.monotonic()
     _require_divisible(config, world)
     shards = Shards(config.shards, image_px=config.model.image_px)
-    perceptual = load_perceptual(config.perceptual).to(world.device)
+    perceptual = make_perceptual(
+        config.perceptual.name,
+        weights_dir=config.perceptual.weights_dir,
+        vggface=config.perceptual.vggface,
+    ).to(world.device)
     learner = make_learner(config, len(shards.train), world.device)
     step, visits = resume(learner, config, shards, perceptual)
     last_step = _last_step(config, len(shards.train))
@@ -146,11 +150,6 @@ def save(
         checkpoint.drop_old(config.run, config.keep)
     world.barrier()
     return checkpoint.steps(config.run)[-1]
-
-
-def load_perceptual(config: PerceptualConfig) -> Perceptual:
-    """Build the network of the content loss; raises ValueError where its weights are missing."""
-    return make_perceptual(config.name, weights_dir=config.weights_dir, vggface=config.vggface)
 
 
 def split_batch(batch: VisitBatch, parts: int) -> list[VisitBatch]:

@@ -14,6 +14,8 @@ from functools import lru_cache
 import numpy as np
 from jaxtyping import Int64
 
+from pipeline.faces import evenly
+
 _ORDER, _FRAMES, AUGMENT = range(3)  # independent random streams of one seed
 
 
@@ -58,8 +60,7 @@ def rank_batches(*, start: int, batch_size: int, rank: int, world_size: int) -> 
 
 def spread(offered: range, count: int) -> tuple[int, ...]:
     """Return up to `count` frame numbers evenly spread over the offered ones, in order."""
-    count = min(count, len(offered))
-    return tuple(offered[(2 * i + 1) * len(offered) // (2 * count)] for i in range(count))
+    return tuple(offered[i] for i in evenly(len(offered), count))
 
 
 def training_frames(num_frames: int, *, hold_out: bool) -> range:
