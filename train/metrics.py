@@ -1,0 +1,48 @@
+"""How good a generated frame is: pure functions of it and the frame it should be.
+
+Every metric takes frames in [-1, 1] or landmarks in pixels, and knows no network of the loss.
+"""
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+from torchmetrics.functional.image import structural_similarity_index_measure
+
+OUTER_EYE_CORNERS = (36, 45)
+NOT_FOUND = 1.0
+"""The landmark error of a frame in which no face is found."""
+
+
+def landmark_error(
+    points: Float[np.ndarray, "n 68 2"],
+    expected: Float[np.ndarray, "n 68 2"],
+    found: Bool[np.ndarray, " n"] | None = None,
+) -> Float[np.ndarray, " n"]:
+    """NME: mean distance of the 68 points, in inter-ocular distances of the expected face.
+
+    The inter-ocular distance is that of the outer corners of the eyes, as in 300-W.
+    """
+    right, left = OUTER_EYE_CORNERS
+    between = np.linalg.norm(expected[:, right] - expected[:, left], axis=1)
+    error = np.linalg.norm(points - expected, axis=2).mean(axis=1) / between
+    return error if found is None else np.where(found, error, NOT_FOUND)
+
+
+def ssim(x_hat: Float[Tensor, "n 3 h w"], x: Float[Tensor, "n 3 h w"]) -> Float[Tensor, " n"]:
+    """Structural similarity of Wang et al. 2004 for each frame, 1 where they are equal."""
+    found = structural_similarity_index_measure(x_hat, x, data_range=2.0, reduction="none")
+    assert isinstance(found, Tensor)
+    return found
+
+
+def high_frequency_energy(x: Float[Tensor, "n 3 h w"]) -> Float[Tensor, " n"]:
+    """Mean power of the brightness above half the Nyquist frequency, for each frame.
+
+    A blurred picture has little of it; it says nothing of whether the detail is right.
+    """
+    grey = x.float().mean(dim=1)
+    power = torch.fft.fft2(grey, norm="ortho").abs().square()
+    rows, columns = (torch.fft.fftfreq(side).abs() for side in grey.shape[-2:])
+    high = torch.maximum(rows[:, None], columns[None]) > 0.25
+    return power[:, high.to(x.device)].mean(dim=1)
