@@ -19,9 +19,10 @@ from train.learner import Learner, make_learner
 from train.report import Reporter, make_panel
 from train.step import NonFiniteError, meta_step
 from train.stop import StopRequest
+from train.validate import validate
 from train.world import World
 
-PANEL_PERSONS = 4
+PANEL_PERSONS = 6
 
 
 def train(config: MetaConfig, world: World) -> Path:
@@ -55,13 +56,14 @@ def train(config: MetaConfig, world: World) -> Path:
             if perceptual.name == "vgg" and not config.perceptual.vggface:
                 report.say("content loss: VGG19 alone, as --perceptual.vggface names no file")
         while True:
-            # Draw the panel and save, on schedule and at the end.
+            # Look at held-out people and save, on schedule and at the end.
             out_of_time = config.max_minutes is not None and (
                 time.monotonic() - started > 60 * config.max_minutes
             )
             done = step >= last_step or world.any(stop.requested or out_of_time)
             if report and (done or step % config.panel_every == 0):
                 report.panel(step, visits, {k: make_panel(learner, b) for k, b in panels.items()})
+                report.line(step, visits, validate(learner, panels["val"]))
             if done or (step and step % config.checkpoint_every == 0):
                 folder = save(learner, config, shards, perceptual, world, step, visits)
                 if done:

@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from train.data import VisitBatch, to_pixels
 from train.learner import Learner
+from train.validate import feed_forward
 
 SOURCES_SHOWN = 3
 
@@ -62,7 +63,7 @@ class Reporter:
         said = f"step {step}  " + "  ".join(
             f"{name.removeprefix('loss/')} {value:.3g}"
             for name, value in values.items()
-            if name.startswith(("loss/", "score/ranked", "speed/"))
+            if name.startswith(("loss/", "score/ranked", "speed/", "val/"))
         )
         self.say(said)
 
@@ -85,11 +86,10 @@ class Reporter:
             self._bar.write(text)
 
 
+@torch.no_grad()
 def make_panel(learner: Learner, batch: VisitBatch) -> UInt8[np.ndarray, "h w 3"]:
     """Draw a row a person: sources | driving raster | target | output of the EMA networks."""
-    with torch.no_grad():
-        e = learner.ema_embedder(batch.sources, batch.source_rasters)
-        x_hat = learner.ema_generator(batch.target_raster, learner.ema_generator.psi(e))
+    x_hat, _ = feed_forward(learner.ema_embedder, learner.ema_generator, batch)
     rows = [
         np.concatenate(
             [*to_pixels(sources[:SOURCES_SHOWN]), *map(to_pixels, (raster, target, output))], axis=1

@@ -105,8 +105,12 @@ def test_the_log_has_a_line_a_report_and_pictures_are_drawn(shards, tmp_path):
     config = make_config(shards, tmp_path / "run", max_steps=2)
     train(config, ALONE)
     lines = [json.loads(line) for line in (config.run / "log.jsonl").read_text().splitlines()]
-    assert [line["step"] for line in lines] == [1, 2]
-    assert [line["visits"] for line in lines] == [3, 6]
+    reports = [line for line in lines if "loss/content" in line]
+    assert [line["step"] for line in reports] == [1, 2]
+    assert [line["visits"] for line in reports] == [3, 6]
+    looks = [line for line in lines if "val/ssim" in line]
+    assert [line["step"] for line in looks] == [0, 2]
+    assert {"val/l1", "val/ranked_right", "val/score_gap"} <= looks[0].keys()
     assert all(math.isfinite(value) for line in lines for value in line.values())
     assert (config.run / "panel-train.png").is_file()
     assert (config.run / "panel-val.png").is_file()
