@@ -23,8 +23,9 @@ from tqdm import tqdm
 from pipeline.align import Aligner, Box
 from pipeline.config import DecodeConfig
 from pipeline.crop import Square, crop, square_of, to_crop
-from pipeline.decode import UnreadableError, iter_frames, video_info
+from pipeline.decode import iter_frames
 from pipeline.rasterize import draw
+from pipeline.video_reader import UnreadableError, video_info
 from train.data import to_pixels, to_tensor
 from train.entry import claim_output, said_plainly
 from train.film import Film

@@ -13,12 +13,11 @@ from pipeline.decode import (
     SegmentFrames,
     decode_video,
     iter_frames,
-    screen_size,
-    spread,
-    video_info,
+    place_times,
 )
 from pipeline.plan import Segment, Video
 from pipeline.sample import Reject
+from pipeline.video_reader import video_info
 from tests.pipeline.videos import (
     HEIGHT,
     WIDTH,
@@ -100,7 +99,7 @@ def test_seeking_finds_the_same_frames_as_decoding_on(tmp_path, suffix):
     every = list(iter_frames(path))
     segments = frames_of(decode(path, wanted=3))
     assert [len(s.pts_s) for s in segments] == [1, 1, 1]
-    for segment, time_s in zip(segments, spread([every[-1][1]], 3)[0], strict=True):
+    for segment, time_s in zip(segments, place_times([every[-1][1]], 3)[0], strict=True):
         pixels, pts_s = min(every, key=lambda item: abs(item[1] - segment.pts_s[0]))
         assert pts_s == segment.pts_s[0]
         assert abs(pts_s - time_s) < 0.1
@@ -162,21 +161,12 @@ def test_frames_leave_no_larger_than_asked(tmp_path):
     path = write_video(tmp_path / "a.mp4")
     (segment,) = frames_of(decode(path, config=DecodeConfig(decode_px=60)))
     assert segment.pixels.shape[1:3] == (40, 60)
-    assert screen_size(1920, 1080, Fraction(1), 512) == (512, 288)
-    assert screen_size(300, 200, Fraction(1), 512) == (300, 200)
 
 
 def test_odd_sizes(tmp_path):
     pictures = [picture(i, 97, 63) for i in range(12)]
     path = write_video(tmp_path / "a.mp4", pictures, pix_fmt="yuv444p")
     assert frames_of(decode(path))[0].pixels.shape[1:3] == (63, 97)
-
-
-def test_info(tmp_path):
-    info = video_info(write_video(tmp_path / "a.mp4", num_frames=50, sound=True))
-    assert (info.fps, info.has_audio) == (25.0, True)
-    assert info.duration_s == pytest.approx(2.0, abs=0.05)
-    assert not video_info(write_video(tmp_path / "b.mp4")).has_audio
 
 
 def test_photo_is_a_video_of_one_frame(tmp_path):
@@ -281,8 +271,8 @@ def test_a_file_cut_off_early_is_lost_and_late_is_not(tmp_path):
     assert len(decoded.damaged) == 1
 
 
-def test_spread_covers_all_files_evenly():
-    placed = spread([2.0, 0.5, 7.5], 20)
+def test_times_cover_all_files_evenly():
+    placed = place_times([2.0, 0.5, 7.5], 20)
     assert [len(p) for p in placed] == [4, 1, 15]
     assert placed[0] == [0.25, 0.75, 1.25, 1.75]
-    assert sum(len(p) for p in spread([0.1] * 7, 5)) == 5
+    assert sum(len(p) for p in place_times([0.1] * 7, 5)) == 5
