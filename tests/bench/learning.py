@@ -10,8 +10,9 @@ distances, found by dlib, which no loss knows; `floor` is what it finds on the r
 Nyquist frequency, as a share of the real frames'.
 
 For every checkpoint of the run that is still there, the discriminator ranks each real target
-against what the generator in training makes of it, with W_i = e as fine-tuning begins; the pull of
-its score at x_hat is read from the run's log.
+against what the generator in training makes of it (`ranked right`), and the averaged one
+(`averaged`), with W_i = e as fine-tuning begins; `pull / content` is the norm of its score's
+gradient at x_hat over the content term's, from the run's log.
 """
 
 import json
@@ -172,8 +173,8 @@ def judge(networks: Networks, clips: Sequence[Clip], aligner: Aligner) -> list[V
     return verdicts
 
 
-def ranked_right(networks: Networks, clips: Sequence[Clip]) -> tuple[float, float]:
-    """Return the share of pairs in which the real frame scores higher, and the median gap."""
+def score_gaps(networks: Networks, clips: Sequence[Clip]) -> Float[Tensor, " n"]:
+    """Return r - r_hat for every pair of a real target and the picture generated for it."""
     gaps = []
     for clip in clips:
         x, y = tensors(clip.targets)
@@ -182,8 +183,7 @@ def ranked_right(networks: Networks, clips: Sequence[Clip]) -> tuple[float, floa
         r, _ = networks.discriminator(x, y, w)
         r_hat, _ = networks.discriminator(networks.draw(clip, e), y, w)
         gaps.append(r - r_hat)
-    gap = torch.cat(gaps)
-    return (gap > 0).float().mean().item(), gap.median().item()
+    return torch.cat(gaps)
 
 
 def print_people(clips: Sequence[Clip], verdicts: Sequence[Verdict]) -> None:
@@ -207,14 +207,18 @@ def print_discriminator(run: Path, clips: Sequence[Clip]) -> None:
         for line in lines
         if line.get("pull/content")
     }
-    print(f"{'step':>8}{'ranked right':>15}{'median gap':>13}{'pull / content':>17}")
+    titles = f"{'ranked right':>15}{'median gap':>13}{'averaged':>15}{'pull / content':>17}"
+    print(f"{'step':>8}{titles}")
     before = 0
     for folder in checkpoint.steps(run):
         step = int(folder.name.removeprefix("step-"))
-        share, gap = ranked_right(load(folder, averaged=False), clips)
+        training, averaged = (
+            score_gaps(load(folder, averaged=which), clips) for which in (False, True)
+        )
+        shares = [(gaps > 0).float().mean().item() for gaps in (training, averaged)]
         since = [pull for at, pull in pulls.items() if before < at <= step]
         pull = f"{statistics.median(since):17.3f}" if since else ""
-        print(f"{step:8}{share:15.2f}{gap:13.3f}{pull}")
+        print(f"{step:8}{shares[0]:15.2f}{training.median():13.3f}{shares[1]:15.2f}{pull}")
         before = step
 
 
