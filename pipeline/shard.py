@@ -195,19 +195,6 @@ def write_packed(folder: str, shard: PackedShard) -> None:
     write_file(folder, manifest_name(name), shard.manifest.to_json())
 
 
-def write_shard(
-    folder: str,
-    name: str,
-    videos: Iterable[Outcome],
-    jpeg_quality: int,
-    lost_segments: Sequence[Reject] = (),
-) -> Manifest:
-    """Make a shard of samples and write it."""
-    packed = pack_shard(name, videos, jpeg_quality, lost_segments)
-    write_packed(folder, packed)
-    return packed.manifest
-
-
 @dataclass(frozen=True, kw_only=True)
 class Index:
     """All that an output folder holds, and how it was made. videos and shards are sorted."""

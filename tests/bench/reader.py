@@ -22,7 +22,8 @@ from skimage.data import astronaut
 
 from pipeline.rasterize import draw
 from pipeline.sample import Sample
-from pipeline.shard import Index, read_span, samples_in_span, write_shard
+from pipeline.shard import Index, read_span, samples_in_span
+from tests.pipeline.samples import write_shard
 from tests.train.bases import face_spec
 from tests.train.shards import face_points
 from train.data import Shards, make_loader, start_worker

@@ -1,9 +1,12 @@
-"""Made-up samples, the same ones each time."""
+"""Made-up samples, the same ones each time; and shards of such."""
+
+from collections.abc import Iterable
 
 import numpy as np
 
 from pipeline.config import FaceSpec
 from pipeline.sample import Sample
+from pipeline.shard import Manifest, Outcome, pack_shard, write_packed
 
 SPEC = FaceSpec(
     image_px=48,
@@ -39,3 +42,10 @@ def make_sample(person: str = "ann", video: str = "talk", number: int = 0, px: i
 def make_video(person: str, video: str, num_frames: int) -> list[Sample]:
     """Make a video's samples."""
     return [make_sample(person, video, number) for number in range(num_frames)]
+
+
+def write_shard(folder: str, name: str, videos: Iterable[Outcome], jpeg_quality: int) -> Manifest:
+    """Make a shard of samples and write it."""
+    packed = pack_shard(name, videos, jpeg_quality)
+    write_packed(folder, packed)
+    return packed.manifest

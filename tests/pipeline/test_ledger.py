@@ -16,8 +16,8 @@ from pipeline.config import AlignConfig, BuildConfig
 from pipeline.ledger import Record
 from pipeline.plan import Plan, Segment, Shard, Video
 from pipeline.sample import Reject, thumbnail_of
-from pipeline.shard import Index, write_shard
-from tests.pipeline.samples import SPEC, make_video
+from pipeline.shard import Index
+from tests.pipeline.samples import SPEC, make_video, write_shard
 
 TALK, NEWS, SEA = (
     make_video("ann", "talk", 5),

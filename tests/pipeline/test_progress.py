@@ -7,8 +7,8 @@ from rich.console import Console
 
 from pipeline.progress import summary
 from pipeline.sample import Reject
-from pipeline.shard import Index, write_shard
-from tests.pipeline.samples import SPEC, make_video
+from pipeline.shard import Index
+from tests.pipeline.samples import SPEC, make_video, write_shard
 
 
 @pytest.mark.parametrize(

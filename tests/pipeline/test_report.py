@@ -23,8 +23,8 @@ from pipeline.report import (
     write_report,
 )
 from pipeline.sample import Reject, Sample, thumbnail_of
-from pipeline.shard import Index, VideoEntry, write_shard
-from tests.pipeline.samples import SPEC, make_sample
+from pipeline.shard import Index, VideoEntry
+from tests.pipeline.samples import SPEC, make_sample, write_shard
 
 
 def video(person: str, num_frames: int, shift: float = 0.0) -> list[Sample]:

@@ -11,8 +11,8 @@ import pytest
 import webdataset as wds
 
 from pipeline.sample import FIELDS, Reject, from_fields, to_fields
-from pipeline.shard import Index, Manifest, read_span, samples_in_span, write_shard
-from tests.pipeline.samples import SPEC, make_video
+from pipeline.shard import Index, Manifest, read_span, samples_in_span
+from tests.pipeline.samples import SPEC, make_video, write_shard
 
 VIDEOS = (make_video("ann", "talk", 5), make_video("bob", "news", 3), make_video("bob", "sea", 4))
 REJECT = Reject(id="cat/nap", stage="faces", reason="no face: 0 good frames")

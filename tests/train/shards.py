@@ -10,7 +10,8 @@ from jaxtyping import Float32, UInt8
 from pipeline.config import FaceSpec
 from pipeline.rasterize import draw, round_points
 from pipeline.sample import Sample
-from pipeline.shard import Index, write_shard
+from pipeline.shard import Index
+from tests.pipeline.samples import write_shard
 from tests.train.bases import face_spec
 
 PERSONS = ("ada", "bob", "cyd", "dan", "eve")
