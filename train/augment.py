@@ -1,7 +1,8 @@
 """One random change of view and colour, shared by all frames of a visit.
 
 The landmarks follow the picture, so a raster drawn from them still fits it. Frames of one visit
-must change alike: what the embedder sees of a person is what the generator has to draw.
+must change alike: what the embedder sees of a person is what the generator has to draw. Colours
+change a lot, so that a generator with few people to learn from can't know theirs by heart.
 """
 
 from dataclasses import dataclass, replace
@@ -9,15 +10,17 @@ from math import cos, log, radians, sin
 
 import cv2
 import numpy as np
-from jaxtyping import Float, Float32, UInt8
+from jaxtyping import Float, Float32, Int64, UInt8
 
 from train.order import AUGMENT, random_bits
 
 MAX_TURN = radians(8)
-MAX_ZOOM = log(1.1)
-MAX_SHIFT = 0.06  # of the picture's side
-MAX_GAIN = log(1.2)  # for every colour channel
-MAX_OFFSET = 16.0  # in steps of 255
+MAX_ZOOM = log(1.25)
+MAX_STRETCH = log(1.08)  # of width against height
+MAX_SHIFT = 0.08  # of the picture's side
+MAX_GAIN = log(1.4)  # for every colour channel
+MAX_OFFSET = 24.0  # in steps of 255
+SWAPPED = 0.5  # share of visits whose colour channels change places
 
 # fmt: off
 MIRRORED = np.array([
@@ -31,9 +34,11 @@ MIRRORED = np.array([
 
 @dataclass(frozen=True, kw_only=True)
 class View:
-    """An affine map of coordinates, a gain and an offset a channel, and a mirror."""
+    """An affine map of coordinates, an order of colour channels with a gain and an offset each,
+    and a mirror."""
 
     affine: Float[np.ndarray, "2 3"]
+    channels: Int64[np.ndarray, " 3"]
     gain: Float[np.ndarray, " 3"]
     offset: Float[np.ndarray, " 3"]
     flip: bool
@@ -42,17 +47,20 @@ class View:
     def draw(cls, seed: int, visit: int, image_px: int) -> "View":
         """Draw the view of one visit: it depends on (seed, visit) alone."""
         random = np.random.Generator(random_bits(seed, visit, AUGMENT))
-        turn, zoom, *shift = random.uniform(-1, 1, 4) * [MAX_TURN, MAX_ZOOM, MAX_SHIFT, MAX_SHIFT]
+        turn, zoom, stretch = random.uniform(-1, 1, 3) * [MAX_TURN, MAX_ZOOM, MAX_STRETCH]
+        shift = random.uniform(-MAX_SHIFT, MAX_SHIFT, 2)
+        sizes = np.exp([zoom + stretch / 2, zoom - stretch / 2])
         return View(
-            affine=_about_centre(turn, float(np.exp(zoom)), np.array(shift), image_px),
+            affine=_about_centre(turn, sizes, shift, image_px),
+            channels=random.permutation(3) if random.random() < SWAPPED else np.arange(3),
             gain=np.exp(random.uniform(-MAX_GAIN, MAX_GAIN, 3)),
             offset=random.uniform(-MAX_OFFSET, MAX_OFFSET, 3),
             flip=bool(random.integers(2)),
         )
 
     def in_place(self) -> "View":
-        """Return the same turn, zoom and shift, without a mirror or other colours."""
-        return replace(self, gain=np.ones(3), offset=np.zeros(3), flip=False)
+        """Return the same change of place and size, without a mirror or other colours."""
+        return replace(self, channels=np.arange(3), gain=np.ones(3), offset=np.zeros(3), flip=False)
 
     def of_frame(self, frame: UInt8[np.ndarray, "p p 3"]) -> UInt8[np.ndarray, "p p 3"]:
         """Return the frame in this view; its edges are repeated where it doesn't reach."""
@@ -63,7 +71,8 @@ class View:
         )
         turned = cv2.warpAffine(frame, by_index, size, borderMode=cv2.BORDER_REPLICATE)
         table = np.arange(256)[:, None] * self.gain + self.offset
-        coloured = cv2.LUT(turned, table.round().clip(0, 255).astype(np.uint8)[None])
+        table = table.round().clip(0, 255).astype(np.uint8)
+        coloured = cv2.LUT(turned[..., self.channels], table[None])
         return np.ascontiguousarray(coloured[:, ::-1]) if self.flip else coloured
 
     def of_points(
@@ -77,8 +86,11 @@ class View:
 
 
 def _about_centre(
-    turn: float, zoom: float, shift: Float[np.ndarray, " 2"], image_px: int
+    turn: float,
+    sizes: Float[np.ndarray, " 2"],
+    shift: Float[np.ndarray, " 2"],
+    image_px: int,
 ) -> Float[np.ndarray, "2 3"]:
-    matrix = zoom * np.array([[cos(turn), -sin(turn)], [sin(turn), cos(turn)]])
+    matrix = np.array([[cos(turn), -sin(turn)], [sin(turn), cos(turn)]]) * sizes
     centre = np.full(2, image_px / 2)
     return np.column_stack([matrix, centre - matrix @ centre + shift * image_px])

@@ -30,8 +30,13 @@ def landmark_error(
 
 
 def ssim(x_hat: Float[Tensor, "n 3 h w"], x: Float[Tensor, "n 3 h w"]) -> Float[Tensor, " n"]:
-    """Structural similarity of Wang et al. 2004 for each frame, 1 where they are equal."""
-    found = structural_similarity_index_measure(x_hat, x, data_range=2.0, reduction="none")
+    """Structural similarity of Wang et al. 2004 for each frame, 1 where they are equal.
+
+    It compares means of brightness, so it is taken of values from 0 (black), not from -1.
+    """
+    found = structural_similarity_index_measure(
+        (x_hat + 1) / 2, (x + 1) / 2, data_range=1.0, reduction="none"
+    )
     assert isinstance(found, Tensor)
     return found
 
@@ -39,7 +44,8 @@ def ssim(x_hat: Float[Tensor, "n 3 h w"], x: Float[Tensor, "n 3 h w"]) -> Float[
 def high_frequency_energy(x: Float[Tensor, "n 3 h w"]) -> Float[Tensor, " n"]:
     """Mean power of the brightness above half the Nyquist frequency, for each frame.
 
-    A Hann window keeps the step between opposite borders out of it. A blurred picture has little of it; it says nothing of whether the detail is right.
+    A blurred picture has little of it; it says nothing of whether the detail is right. A Hann
+    window keeps the step between opposite borders out of it.
     """
     grey = x.float().mean(dim=1)
     sides = grey.shape[-2:]

@@ -6,8 +6,8 @@ For every held-out video, the embedding comes from K frames of its first half an
 its second half, feed-forward, by the averaged networks. Landmark errors (NME) are in inter-ocular
 distances, found by dlib, which no loss knows; `floor` is what it finds on the real target, and
 `random source` the error of showing a source frame instead, by which a video is said to move.
-`wrong e` is the SSIM with the next person's embedding. The spectrum is the energy above half the
-Nyquist frequency, as a share of the real frames'.
+`wrong e` is the mean SSIM with another held-out person's embedding. The spectrum is the energy
+above half the Nyquist frequency, as a share of the real frames'.
 
 For every checkpoint of the run that is still there, the discriminator ranks each real target
 against what the generator in training makes of it (`ranked right`), and the averaged one
@@ -67,6 +67,7 @@ class Clip:
     """A held-out video, read; targets share nothing with the sources."""
 
     key: str
+    person: str
     sources: Faces
     targets: Faces
 
@@ -106,6 +107,7 @@ def read_clip(shards: Shards, held_out: HeldOut) -> Clip:
     """Read a held-out video's sources and targets."""
     return Clip(
         key=held_out.entry.key,
+        person=held_out.entry.person,
         sources=shards.read(held_out.entry, held_out.sources),
         targets=shards.read(held_out.entry, held_out.targets),
     )
@@ -151,12 +153,17 @@ def random_source_error(clip: Clip) -> float:
 
 
 def judge(networks: Networks, clips: Sequence[Clip], aligner: Aligner) -> list[Verdict]:
-    """Judge every clip, with its own and with the next one's embedding."""
+    """Judge every clip, with its own embedding and with those of all other people."""
     embeddings = [networks.embed(clip) for clip in clips]
     verdicts = []
-    for clip, e, wrong in zip(clips, embeddings, [*embeddings[1:], embeddings[0]], strict=True):
+    for clip, e in zip(clips, embeddings, strict=True):
         x, _ = tensors(clip.targets)
         x_hat = networks.draw(clip, e)
+        wrong = [
+            ssim(networks.draw(clip, other), x).mean().item()
+            for whose, other in zip(clips, embeddings, strict=True)
+            if whose.person != clip.person
+        ]
         points = clip.targets.landmarks
         verdicts.append(
             Verdict(
@@ -164,7 +171,7 @@ def judge(networks: Networks, clips: Sequence[Clip], aligner: Aligner) -> list[V
                 nme=find(aligner, to_pixels(x_hat), points),
                 floor=find(aligner, clip.targets.frames, points),
                 ssim=ssim(x_hat, x).mean().item(),
-                ssim_wrong=ssim(networks.draw(clip, wrong), x).mean().item(),
+                ssim_wrong=statistics.mean(wrong),
                 spectrum=(
                     high_frequency_energy(x_hat).mean() / high_frequency_energy(x).mean()
                 ).item(),

@@ -1,5 +1,7 @@
 """A view moves the landmarks where it moves the picture."""
 
+from dataclasses import replace
+
 import cv2
 import numpy as np
 from jaxtyping import Float32
@@ -44,7 +46,7 @@ def test_landmarks_follow_the_picture() -> None:
 
 
 def test_a_mirrored_raster_is_the_raster_of_mirrored_points() -> None:
-    still = View(affine=np.eye(2, 3), gain=np.ones(3), offset=np.zeros(3), flip=True)
+    still = replace(View.draw(0, 0, 96).in_place(), affine=np.eye(2, 3), flip=True)
     points = np.round(face(96)) + np.float32(0.5)
     drawn = draw(still.of_points(points, 96), 96)
     mirrored = draw(points, 96)[:, ::-1]
@@ -56,3 +58,16 @@ def test_a_view_depends_on_seed_and_visit_alone() -> None:
     one, same, other = (View.draw(3, n, 32).of_frame(frame) for n in (7, 7, 8))
     assert (one == same).all()
     assert (one != other).any()
+
+
+def test_colour_channels_change_places_in_about_half_of_the_views_and_never_in_place() -> None:
+    orders = [tuple(View.draw(3, number, 32).channels) for number in range(400)]
+    assert all(sorted(order) == [0, 1, 2] for order in orders)
+    kept = orders.count((0, 1, 2)) / len(orders)
+    assert 0.5 < kept < 0.67  # a sixth of the swaps change nothing
+    frame = np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)
+    red = frame * np.array([1, 0, 0], np.uint8)
+    still = replace(View.draw(3, 0, 32).in_place(), affine=np.eye(2, 3))
+    assert (still.of_frame(frame) == frame).all()
+    swapped = replace(still, channels=np.array([2, 0, 1]))
+    assert (swapped.of_frame(red)[..., 1] == red[..., 0]).all()

@@ -20,7 +20,7 @@ def blurred(x: torch.Tensor) -> torch.Tensor:
 
 
 def bordered(x: torch.Tensor) -> np.ndarray:
-    return np.pad(x.numpy(), ((0, 0), (5, 5), (5, 5)), mode="reflect")
+    return np.pad((x.numpy() + 1) / 2, ((0, 0), (5, 5), (5, 5)), mode="reflect")
 
 
 def test_landmark_error_is_in_inter_ocular_distances():
@@ -48,12 +48,18 @@ def test_ssim_is_that_of_scikit_image_frame_by_frame():
             bordered(x_hat[number]),
             bordered(x[number]),
             channel_axis=0,
-            data_range=2.0,
+            data_range=1.0,
             gaussian_weights=True,
             use_sample_covariance=False,
         )
         assert ours[number].item() == pytest.approx(theirs, abs=1e-4)
     assert ssim(x, x).tolist() == pytest.approx([1, 1])
+
+
+def test_ssim_of_flat_pictures_tells_dark_from_bright():
+    black, grey = torch.full((1, 3, 16, 16), -1.0), torch.zeros(1, 3, 16, 16)
+    assert ssim(grey, black).item() < 0.01
+    assert 0.9 < ssim(grey, grey + 0.2).item() < 1
 
 
 def test_high_frequency_energy_sees_detail_alone():
