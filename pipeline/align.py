@@ -14,12 +14,13 @@ import importlib.util
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import chain, repeat
 from pathlib import Path
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import cv2
 import numpy as np
-from jaxtyping import Bool, Float, Float32, UInt8
+from jaxtyping import Bool, Float, Float32, Int, UInt8
 
 from pipeline.config import AlignConfig, rules_id
 from pipeline.rasterize import NUM_POINTS
@@ -28,6 +29,9 @@ Box = tuple[float, float, float, float]
 """left, top, right, bottom in pixels of the frame."""
 
 ScoredBox = tuple[Box, float]
+
+Lasts = Sequence[Box | None]
+"""Of the frames of a segment, from the first on: where the face was before, as far as is known."""
 
 SAME_FACE_IOU = 0.1
 """A box that overlaps the last one less than this doesn't continue its track."""
@@ -54,6 +58,15 @@ class Landmarks:
             boxes=np.concatenate([part.boxes for part in parts]),
             scores=np.concatenate([part.scores for part in parts]),
             found=np.concatenate([part.found for part in parts]),
+        )
+
+    def at(self, places: Int[np.ndarray, "m"]) -> "Landmarks":
+        """Take the landmarks of some frames, in the order given."""
+        return Landmarks(
+            points=self.points[places],
+            boxes=self.boxes[places],
+            scores=self.scores[places],
+            found=self.found[places],
         )
 
     @classmethod
@@ -95,8 +108,14 @@ class Aligner(Identified, Protocol):
         """
         ...
 
-    def landmarks_of(self, segments: Sequence[np.ndarray]) -> list[Landmarks]:
-        """Find the landmarks of several segments, each (n, h, w, 3), each as if alone."""
+    def landmarks_of(
+        self, segments: Sequence[np.ndarray], lasts: Sequence[Lasts] = ()
+    ) -> list[Landmarks]:
+        """Find the landmarks of several segments, each (n, h, w, 3), each as if alone.
+
+        Of a segment whose frames were in part seen before, lasts says for each frame that is left
+        where the one before it left the face.
+        """
         ...
 
 
@@ -157,11 +176,13 @@ def choose_face(faces: Sequence[ScoredBox], last: Box | None) -> ScoredBox | Non
 def follow_face(
     frames: UInt8[np.ndarray, "n h w 3"],
     detect: Callable[[UInt8[np.ndarray, "h w 3"], Box | None], Sequence[ScoredBox]],
-    last: Box | None = None,
+    lasts: Lasts = (),
 ) -> list[ScoredBox | None]:
     """Detect in each frame and keep to one face. The detector is told where it was last seen."""
     track: list[ScoredBox | None] = []
-    for frame in frames:
+    last: Box | None = None
+    for frame, known in zip(frames, chain(lasts, repeat(None)), strict=False):
+        last = known or last
         face = choose_face(detect(frame, last), last)
         track.append(face)
         last = face[0] if face else last
@@ -209,12 +230,18 @@ class DlibAligner:
         self._predictor = dlib.shape_predictor(str(weights))
         self.weights_sha256 = file_sha256(weights)
 
-    def landmarks_of(self, segments: Sequence[np.ndarray]) -> list[Landmarks]:
-        return [self.landmarks(frames) for frames in segments]
-
     def landmarks(self, frames: UInt8[np.ndarray, "n h w 3"], last: Box | None = None) -> Landmarks:
+        return self._landmarks(frames, [last])
+
+    def landmarks_of(
+        self, segments: Sequence[np.ndarray], lasts: Sequence[Lasts] = ()
+    ) -> list[Landmarks]:
+        parts = zip(segments, lasts or repeat(()), strict=False)
+        return [self._landmarks(frames, known) for frames, known in parts]
+
+    def _landmarks(self, frames: UInt8[np.ndarray, "n h w 3"], lasts: Lasts) -> Landmarks:
         result = Landmarks.empty(len(frames))
-        for i, face in enumerate(follow_face(frames, self._detect, last)):
+        for i, face in enumerate(follow_face(frames, self._detect, lasts)):
             if face is not None:
                 result.points[i] = self._points(frames[i], face[0])
                 result.boxes[i], result.scores[i] = face
@@ -306,7 +333,10 @@ class NullAligner:
     rules = ""
     weights_sha256 = ""
 
-    def landmarks_of(self, segments: Sequence[np.ndarray]) -> list[Landmarks]:
+    def landmarks_of(
+        self, segments: Sequence[np.ndarray], lasts: Sequence[Lasts] = ()
+    ) -> list[Landmarks]:
+        del lasts
         return [self.landmarks(frames) for frames in segments]
 
     def landmarks(self, frames: UInt8[np.ndarray, "n h w 3"], last: Box | None = None) -> Landmarks:

@@ -12,7 +12,7 @@ import importlib
 import logging
 import pickle
 from collections.abc import Iterator, Sequence
-from itertools import islice
+from itertools import islice, repeat
 from pathlib import Path
 from typing import NamedTuple
 
@@ -29,6 +29,7 @@ from pipeline.align import (
     Box,
     Identity,
     Landmarks,
+    Lasts,
     ScoredBox,
     area,
     file_sha256,
@@ -79,17 +80,17 @@ class FanAligner:
             ) from error
 
     def landmarks(self, frames: UInt8[np.ndarray, "n h w 3"], last: Box | None = None) -> Landmarks:
-        return self._landmarks_of([frames], last)[0]
+        return self.landmarks_of([frames], [[last]])[0]
 
-    def landmarks_of(self, segments: Sequence[np.ndarray]) -> list[Landmarks]:
-        return self._landmarks_of(segments, None)
-
-    def _landmarks_of(self, segments: Sequence[np.ndarray], last: Box | None) -> list[Landmarks]:
+    def landmarks_of(
+        self, segments: Sequence[np.ndarray], lasts: Sequence[Lasts] = ()
+    ) -> list[Landmarks]:
         """Detect frame by frame, then run the network over the faces of all segments together."""
         results = [Landmarks.empty(len(frames)) for frames in segments]
         where = []
-        for s, frames in enumerate(segments):
-            for i, face in enumerate(follow_face(frames, self._detect, last)):
+        parts = zip(segments, lasts or repeat(()), strict=False)
+        for s, (frames, known) in enumerate(parts):
+            for i, face in enumerate(follow_face(frames, self._detect, known)):
                 if face is not None:
                     results[s].boxes[i] = face[0]
                     results[s].found[i] = True

@@ -43,7 +43,7 @@ from rich.markup import escape
 
 from pipeline import ledger, stages
 from pipeline.align import identify
-from pipeline.config import AlignConfig, BuildConfig, FaceSpec
+from pipeline.config import BuildConfig, FaceSpec
 from pipeline.faces import face_spec
 from pipeline.plan import Plan, Shard, find_videos, make_plan
 from pipeline.progress import Watch, summary
@@ -141,7 +141,7 @@ def run_graph(
             work = work.map(task, **tasks)
 
             # 3. align: frames -> their landmarks, by actors that keep the network loaded.
-            work = work.map(AlignActor, fn_constructor_args=(config.align,), **actors)  # type: ignore[arg-type]
+            work = work.map(AlignActor, fn_constructor_args=(config,), **actors)  # type: ignore[arg-type]
 
             # 4. draw and pack: frames and landmarks -> samples -> the bytes of a tar.
             task = functools.partial(draw, config=config, spec=spec)
@@ -200,7 +200,7 @@ def decode(row: Row, config: BuildConfig) -> Row:
 class AlignActor(Attempt):
     """Holds a landmark backend."""
 
-    def __init__(self, config: AlignConfig) -> None:
+    def __init__(self, config: BuildConfig) -> None:
         super().__init__(Align(config))
 
 
@@ -328,9 +328,7 @@ def warn_of_slow_cpu(
     """Say what it will cost to run the fan backend without a GPU, if that is what will happen."""
     if config.align.backend != "fan" or resources.device != "cpu":
         return
-    frames = sum(
-        config.num_frames(v.split) * config.decode.oversample for s in shards for v in s.videos
-    )
+    frames = sum(config.num_frames(v.split) for s in shards for v in s.videos)
     hours = frames * FAN_CPU_S / resources.num_aligners / 3600
     console.print(
         f"[yellow]warning:[/] Ray sees no GPU, so fan runs on CPUs: about {hours:,.1f} h for "

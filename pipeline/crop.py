@@ -51,24 +51,29 @@ def square_of(points: Float[np.ndarray, "n 68 2"], margin: float) -> Square:
 
 
 def crop(
-    frame: UInt8[np.ndarray, "h w 3"], square: Square, image_px: int
-) -> UInt8[np.ndarray, "p p 3"]:
+    frame: UInt8[np.ndarray, "h w *c"], square: Square, image_px: int
+) -> UInt8[np.ndarray, "p p *c"]:
     """Cut the square out of the frame and resize it to image_px.
 
     What lies outside the frame is filled with the pixels of its edge. Resizing is by area when
     shrinking and cubic when growing.
     """
     height, width = frame.shape[:2]
-    right, bottom = square.left + square.side, square.top + square.side
-    if square.left >= 0 and square.top >= 0 and right <= width and bottom <= height:
-        inside = frame[square.top : bottom, square.left : right]
-    else:
-        rows = np.arange(square.top, bottom).clip(0, height - 1)
-        columns = np.arange(square.left, right).clip(0, width - 1)
-        inside = frame.take(rows, axis=0).take(columns, axis=1)
-    shrinks = image_px < square.side
-    how = cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC
+    rows, above, below = _reach(square.top, square.side, height)
+    columns, before, after = _reach(square.left, square.side, width)
+    inside = frame[rows, columns]
+    if inside.shape[:2] != (square.side, square.side):
+        inside = cv2.copyMakeBorder(inside, above, below, before, after, cv2.BORDER_REPLICATE)
+    how = cv2.INTER_AREA if image_px < square.side else cv2.INTER_CUBIC
     return cv2.resize(inside, (image_px, image_px), interpolation=how).astype(np.uint8, copy=False)
+
+
+def _reach(first: int, side: int, length: int) -> tuple[slice, int, int]:
+    """Say which of a frame's rows or columns a square has, at least one, and how often the first
+    and the last of them are to be repeated."""
+    start, stop = min(max(first, 0), length - 1), max(min(first + side, length), 1)
+    before = min(max(0, start - first), side - 1)
+    return slice(start, stop), before, side - (stop - start) - before
 
 
 def to_crop(

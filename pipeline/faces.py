@@ -9,14 +9,24 @@ a network meets later looks like what it was trained on.
 import math
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
+from typing import NamedTuple
 
 import cv2
 import numpy as np
 from jaxtyping import Bool, Float32, Shaped, UInt8
 
-from pipeline.align import SAME_FACE_IOU, Aligner, Identified, Landmarks, overlap
+from pipeline.align import (
+    SAME_FACE_IOU,
+    Aligner,
+    Box,
+    Identified,
+    Landmarks,
+    Lasts,
+    overlap,
+)
 from pipeline.config import CropConfig, DecodeConfig, FaceSpec, rules_id
 from pipeline.crop import Square, crop, crop_id, square_of, to_crop
 from pipeline.decode import SegmentFrames, decode_video, iter_frames
@@ -29,6 +39,9 @@ MIN_FACE_PX = 32
 
 THUMB_PX = 32
 """Pictures are compared as grey thumbnails of this size."""
+
+COUNTED_PX = 128
+"""Colours are counted over so many rows and columns of a picture: enough, and few to be quick."""
 
 FROZEN_LEVELS = 2
 """Faces whose thumbnails nowhere differ by more levels than this are the same picture again."""
@@ -63,12 +76,39 @@ CUT = "cut or jump"
 TOO_FEW = "too few frames"
 
 
+@dataclass(frozen=True, kw_only=True)
+class Judged:
+    """Frames of a video with their landmarks and verdicts, one entry of each a segment.
+
+    A verdict names a frame GOOD or what is wrong with it.
+    """
+
+    segments: Sequence[SegmentFrames]
+    landmarks: Sequence[Landmarks]
+    verdicts: Sequence[Shaped[np.ndarray, "_"]]
+
+    @property
+    def all_good(self) -> bool:
+        """Tell whether there is nothing wrong with any of them."""
+        return all((verdict == GOOD).all() for verdict in self.verdicts)
+
+
+class View(NamedTuple):
+    """What of a frame is compared with others to tell a cut."""
+
+    frame: UInt8[np.ndarray, "h w 3"]
+    square: Square
+    colours: Float32[np.ndarray, "216"]
+    face: Float32[np.ndarray, "t t"]
+
+
 def faces_id() -> str:
     """Name the rules by which frames are judged: a short hash that changes whenever one does."""
     return rules_id(
-        *(MIN_FACE_PX, THUMB_PX, FROZEN_LEVELS, SAME_FACE_IOU),
+        *(MIN_FACE_PX, THUMB_PX, COUNTED_PX, FROZEN_LEVELS, SAME_FACE_IOU),
         *(CUT_COLOURS, DOUBTFUL_COLOURS, DOUBTFUL_FACE_COLOURS, CUT_FACES, FACE_MARGIN),
         "shots of a file",
+        "num_frames first, the others where one of them is bad",
     )
 
 
@@ -86,12 +126,83 @@ def face_spec(aligner: Identified, config: CropConfig) -> FaceSpec:
     )
 
 
+def find_and_judge(
+    aligner: Aligner, videos: Sequence[Sequence[SegmentFrames]], num_frames: Sequence[int]
+) -> list[Judged]:
+    """Find the faces in the candidate frames of videos and judge them, each video as if alone.
+
+    Looks at num_frames of a video's candidates first, evenly over them. Mostly these are all good,
+    and will do. Where one is not, looks at the others too, each of which continues the track of
+    those before it; then all are judged together. So no frame is looked at twice, and each round is
+    one call of the aligner, which has the frames of all videos for its batches.
+    """
+    marks = [_spread(video, wanted) for video, wanted in zip(videos, num_frames, strict=True)]
+    firsts = [_only(video, marked) for video, marked in zip(videos, marks, strict=True)]
+    found = _find(aligner, firsts)
+    judged = [_judged(video, seen) for video, seen in zip(firsts, found, strict=True)]
+    again = [
+        v
+        for v, first in enumerate(judged)
+        if not first.all_good and not np.concatenate(marks[v]).all()
+    ]
+    others = [_only(videos[v], [~marked for marked in marks[v]]) for v in again]
+    lasts = [_last_box(*part) for v in again for part in zip(marks[v], found[v], strict=True)]
+    for v, rest in zip(again, _find(aligner, others, lasts), strict=True):
+        parts = zip(marks[v], found[v], rest, strict=True)
+        judged[v] = _judged(videos[v], [_in_order(*part) for part in parts])
+    return judged
+
+
+def _spread(video: Sequence[SegmentFrames], num_frames: int) -> list[Bool[np.ndarray, "_"]]:
+    """Mark num_frames of a video's frames, evenly over its segments laid end to end."""
+    ends = np.cumsum([len(segment.pixels) for segment in video])
+    marks = np.zeros(ends[-1], np.bool_)
+    marks[evenly(len(marks), num_frames)] = True
+    return np.split(marks, ends[:-1])
+
+
+def _only(
+    video: Sequence[SegmentFrames], marks: Sequence[Bool[np.ndarray, "_"]]
+) -> list[SegmentFrames]:
+    """Take the marked frames of a video's segments."""
+    return [
+        replace(segment, pixels=segment.pixels[marked], pts_s=segment.pts_s[marked])
+        for segment, marked in zip(video, marks, strict=True)
+    ]
+
+
+def _find(
+    aligner: Aligner, videos: Sequence[Sequence[SegmentFrames]], lasts: Sequence[Lasts] = ()
+) -> list[list[Landmarks]]:
+    """Find the landmarks of all segments of all videos in one go."""
+    segments = [segment.pixels for video in videos for segment in video]
+    found = iter(aligner.landmarks_of(segments, lasts))
+    return [[next(found) for _ in video] for video in videos]
+
+
+def _judged(segments: Sequence[SegmentFrames], landmarks: Sequence[Landmarks]) -> Judged:
+    verdicts = judge_files(segments, landmarks)
+    return Judged(segments=segments, landmarks=landmarks, verdicts=verdicts)
+
+
+def _last_box(marks: Bool[np.ndarray, "n"], marked: Landmarks) -> list[Box | None]:
+    """Say of each unmarked frame where the face was in the last marked one that shows it."""
+    boxes = [None, *map(tuple, marked.boxes[marked.found].tolist())]
+    shown = np.flatnonzero(marks)[marked.found]
+    return [boxes[k] for k in np.searchsorted(shown, np.flatnonzero(~marks))]
+
+
+def _in_order(marks: Bool[np.ndarray, "n"], marked: Landmarks, others: Landmarks) -> Landmarks:
+    """Put the landmarks of marked and unmarked frames in order of time."""
+    places = np.concatenate([np.flatnonzero(marks), np.flatnonzero(~marks)])
+    return Landmarks.joined([marked, others]).at(np.argsort(places))
+
+
 def faces_of(
     person: str,
     video: str,
     split: str,
-    segments: Sequence[SegmentFrames],
-    landmarks: Sequence[Landmarks],
+    judged: Judged,
     *,
     num_frames: int,
     min_frames: int,
@@ -102,8 +213,7 @@ def faces_of(
     Rejects a video with fewer than min_frames good frames, and says what was wrong with the others.
     The crop of a segment is set by all its good frames, whichever of them are chosen.
     """
-    pairs = list(zip(segments, landmarks, strict=True))
-    verdicts = judge_files(segments, landmarks)
+    segments, landmarks, verdicts = judged.segments, judged.landmarks, judged.verdicts
     good = [(s, i) for s, verdict in enumerate(verdicts) for i in np.flatnonzero(verdict == GOOD)]
     if len(good) < min_frames:
         return Reject(
@@ -113,12 +223,12 @@ def faces_of(
             thumbnail=_middle(segments),
         )
     squares = {
-        s: square_of(pairs[s][1].points[verdicts[s] == GOOD], spec.crop_margin)
+        s: square_of(landmarks[s].points[verdicts[s] == GOOD], spec.crop_margin)
         for s in {s for s, _ in good}
     }
     samples = []
     for number, (s, i) in enumerate(good[k] for k in evenly(len(good), num_frames)):
-        segment, found = pairs[s]
+        segment, found = segments[s], landmarks[s]
         points = round_points(to_crop(found.points[i], squares[s], spec.image_px))
         samples.append(
             Sample(
@@ -164,16 +274,8 @@ def read_faces(
         if isinstance(decoded, Reject):
             return decoded
         segments += decoded
-    return faces_of(
-        name,
-        name,
-        "",
-        segments,
-        aligner.landmarks_of([segment.pixels for segment in segments]),
-        num_frames=num_frames,
-        min_frames=1,
-        spec=spec,
-    )
+    (judged,) = find_and_judge(aligner, [segments], [num_frames])
+    return faces_of(name, name, "", judged, num_frames=num_frames, min_frames=1, spec=spec)
 
 
 def require_aligner(spec: FaceSpec, aligner: Identified) -> None:
@@ -227,7 +329,7 @@ def judge_files(
     for original in dict.fromkeys(segment.original for segment in segments):
         places = [i for i, segment in enumerate(segments) if segment.original == original]
         verdict = judge(
-            np.concatenate([segments[i].pixels for i in places]),
+            [frame for i in places for frame in segments[i].pixels],
             Landmarks.joined([landmarks[i] for i in places]),
         )
         ends = np.cumsum([len(segments[i].pixels) for i in places])
@@ -235,13 +337,15 @@ def judge_files(
     return [verdicts[i] for i in range(len(segments))]
 
 
-def judge(pixels: UInt8[np.ndarray, "n h w 3"], found: Landmarks) -> Shaped[np.ndarray, "n"]:
+def judge(
+    frames: Sequence[UInt8[np.ndarray, "h w 3"]], found: Landmarks
+) -> Shaped[np.ndarray, "n"]:
     """Name each frame of a file, in order of time, GOOD or what is wrong with it."""
     verdict = np.where(found.found, GOOD, NO_FACE).astype(object)
     verdict[(verdict == GOOD) & (face_sizes(found.points) < MIN_FACE_PX)] = TOO_SMALL
     for flaw, is_flawed in ((CUT, outside_longest_shot), (FROZEN, repeated)):
         seen = np.flatnonzero(verdict == GOOD)
-        verdict[seen[is_flawed(pixels[seen], found.points[seen])]] = flaw
+        verdict[seen[is_flawed([frames[i] for i in seen.tolist()], found.points[seen])]] = flaw
     return verdict
 
 
@@ -251,7 +355,7 @@ def face_sizes(points: Float32[np.ndarray, "n 68 2"]) -> Float32[np.ndarray, "n"
 
 
 def outside_longest_shot(
-    pixels: UInt8[np.ndarray, "n h w 3"], points: Float32[np.ndarray, "n 68 2"]
+    frames: Sequence[UInt8[np.ndarray, "h w 3"]], points: Float32[np.ndarray, "n 68 2"]
 ) -> Bool[np.ndarray, "n"]:
     """Mark the frames outside the longest run in which one face is seen from one camera.
 
@@ -260,46 +364,50 @@ def outside_longest_shot(
     """
     corners = np.concatenate([points.min(axis=1), points.max(axis=1)], axis=1)
     boxes = [tuple(box) for box in corners.tolist()]
-    colours = [_colours(frame) for frame in pixels]
-    squares = [square_of(points[i : i + 1], FACE_MARGIN) for i in range(len(pixels))]
-    faces = [crop(*seen, 4 * THUMB_PX) for seen in zip(pixels, squares, strict=True)]
+    views = [_view(frame, points[i : i + 1]) for i, frame in enumerate(frames)]
     breaks = [
         i
-        for i in range(1, len(pixels))
-        if overlap(boxes[i - 1], boxes[i]) < SAME_FACE_IOU
-        or _is_cut(_shared(*colours[i - 1 : i + 1]), *faces[i - 1 : i + 1])
+        for i in range(1, len(frames))
+        if overlap(boxes[i - 1], boxes[i]) < SAME_FACE_IOU or _is_cut(views[i - 1], views[i])
     ]
-    edges = [0, *breaks, len(pixels)]
+    edges = [0, *breaks, len(frames)]
     first, last = max(pairwise(edges), key=lambda run: run[1] - run[0])
-    outside = np.ones(len(pixels), np.bool_)
+    outside = np.ones(len(frames), np.bool_)
     outside[first:last] = False
     return outside
 
 
 def repeated(
-    pixels: UInt8[np.ndarray, "n h w 3"], points: Float32[np.ndarray, "n 68 2"]
+    frames: Sequence[UInt8[np.ndarray, "h w 3"]], points: Float32[np.ndarray, "n 68 2"]
 ) -> Bool[np.ndarray, "n"]:
     """Mark the frames whose face is the picture of the last unmarked one again."""
-    marks = np.zeros(len(pixels), np.bool_)
+    marks = np.zeros(len(frames), np.bool_)
+    greys = [cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in frames]
     last = 0
-    for i in range(1, len(pixels)):
+    for i in range(1, len(frames)):
         # Points on the same picture may differ by a pixel, so both are seen through one square.
         square = square_of(points[last : last + 1], margin=0.0)
-        before, now = (_thumb(crop(pixels[k], square, 4 * THUMB_PX)) for k in (last, i))
+        before, now = (_thumb(greys[k], square) for k in (last, i))
         marks[i] = np.abs(now - before).max() <= FROZEN_LEVELS
         last = last if marks[i] else i
     return marks
 
 
-def _is_cut(
-    shared: float, before: UInt8[np.ndarray, "t t 3"], now: UInt8[np.ndarray, "t t 3"]
-) -> bool:
+def _view(frame: UInt8[np.ndarray, "h w 3"], points: Float32[np.ndarray, "1 68 2"]) -> View:
+    square = square_of(points, FACE_MARGIN)
+    face = _thumb(cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY), square)
+    return View(frame, square, _colours(frame), face)
+
+
+def _is_cut(before: View, now: View) -> bool:
     """Tell a cut by the colours that two pictures share and by the faces in them."""
+    shared = _shared(before.colours, now.colours)
     if shared < CUT_COLOURS:
         return True
-    shared_near = _shared(_colours(before), _colours(now))
-    is_doubtful = shared < DOUBTFUL_COLOURS or shared_near < DOUBTFUL_FACE_COLOURS
-    return is_doubtful and _correlation(_thumb(before), _thumb(now)) < CUT_FACES
+    if _correlation(before.face, now.face) >= CUT_FACES:
+        return False
+    near = [_colours(crop(view.frame, view.square, COUNTED_PX)) for view in (before, now)]
+    return shared < DOUBTFUL_COLOURS or _shared(*near) < DOUBTFUL_FACE_COLOURS
 
 
 def _correlation(a: Float32[np.ndarray, "t t"], b: Float32[np.ndarray, "t t"]) -> float:
@@ -315,9 +423,8 @@ def _box_in_crop(
     return left, top, right, bottom
 
 
-def _thumb(picture: UInt8[np.ndarray, "h w 3"]) -> Float32[np.ndarray, "t t"]:
-    grey = cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY)
-    return cv2.resize(grey, (THUMB_PX, THUMB_PX), interpolation=cv2.INTER_AREA).astype(np.float32)
+def _thumb(grey: UInt8[np.ndarray, "h w"], square: Square) -> Float32[np.ndarray, "t t"]:
+    return crop(grey, square, THUMB_PX).astype(np.float32)
 
 
 def _shared(a: Float32[np.ndarray, "216"], b: Float32[np.ndarray, "216"]) -> float:
@@ -327,7 +434,8 @@ def _shared(a: Float32[np.ndarray, "216"], b: Float32[np.ndarray, "216"]) -> flo
 
 def _colours(picture: UInt8[np.ndarray, "h w 3"]) -> Float32[np.ndarray, "216"]:
     """Give each of 6 x 6 x 6 colours its share of the picture."""
-    counts = cv2.calcHist([picture], [0, 1, 2], None, [6, 6, 6], [0, 256] * 3).ravel()
+    some = cv2.resize(picture, (COUNTED_PX, COUNTED_PX), interpolation=cv2.INTER_NEAREST)
+    counts = cv2.calcHist([some], [0, 1, 2], None, [6, 6, 6], [0, 256] * 3).ravel()
     return counts / np.float32(counts.sum())
 
 

@@ -18,10 +18,10 @@ from dataclasses import dataclass, field, replace
 
 import cv2
 
-from pipeline.align import Landmarks, make_aligner
-from pipeline.config import AlignConfig, BuildConfig, DecodeConfig, FaceSpec
+from pipeline.align import make_aligner
+from pipeline.config import BuildConfig, DecodeConfig, FaceSpec
 from pipeline.decode import Decoded
-from pipeline.faces import faces_of
+from pipeline.faces import Judged, faces_of, find_and_judge
 from pipeline.isolate import Decoder
 from pipeline.plan import Shard, Video
 from pipeline.sample import Reject
@@ -44,7 +44,7 @@ class Work:
 
     shard: Shard
     decoded: Sequence[Decoded] = ()
-    landmarks: Sequence[Sequence[Landmarks]] = ()
+    judged: Sequence[Judged | Reject] = ()
     outcomes: Sequence[Outcome] = ()
     damaged: Sequence[Reject] = ()
     packed: PackedShard | None = None
@@ -88,18 +88,30 @@ def _decode_patiently(decoder: Decoder, video: Video, config: BuildConfig) -> De
 
 
 class Align:
-    """Finds the landmarks of all of a shard's frames; holds the network, one an actor."""
+    """Finds and judges the faces in a shard's frames; holds the network, one an actor."""
 
-    def __init__(self, config: AlignConfig) -> None:
+    def __init__(self, config: BuildConfig) -> None:
         cv2.setNumThreads(1)
-        self._aligner = make_aligner(config)
+        self._config = config
+        self._aligner = make_aligner(config.align)
 
     def __call__(self, work: Work) -> Work:
-        """Align the segments of every video at once, so that a GPU gets full batches."""
+        """Align the frames of every video at once, so that a GPU gets full batches."""
         start_s = time.process_time()
-        videos = [() if isinstance(d.segments, Reject) else d.segments for d in work.decoded]
-        found = iter(self._aligner.landmarks_of([s.pixels for video in videos for s in video]))
-        work = replace(work, landmarks=[[next(found) for _ in video] for video in videos])
+        readable = [
+            (decoded.segments, self._config.num_frames(video.split))
+            for video, decoded in zip(work.shard.videos, work.decoded, strict=True)
+            if not isinstance(decoded.segments, Reject)
+        ]
+        found = iter(
+            find_and_judge(self._aligner, [r[0] for r in readable], [r[1] for r in readable])
+        )
+        judged = [
+            d.segments if isinstance(d.segments, Reject) else next(found) for d in work.decoded
+        ]
+        damaged = [reject for d in work.decoded for reject in d.damaged]
+        # Candidates that nobody needs go no further.
+        work = replace(work, decoded=(), judged=judged, damaged=damaged)
         return work.after("align", time.process_time() - start_s)
 
 
@@ -107,28 +119,22 @@ def draw(work: Work, config: BuildConfig, spec: FaceSpec) -> Work:
     """Cut out the faces of the frames that are stored, and draw their rasters."""
     start_s = time.process_time()
     cv2.setNumThreads(1)
-    outcomes: list[Outcome] = []
-    for video, decoded, landmarks in zip(
-        work.shard.videos, work.decoded, work.landmarks, strict=True
-    ):
-        if isinstance(decoded.segments, Reject):
-            outcomes.append(decoded.segments)
-            continue
-        outcomes.append(
-            faces_of(
-                video.person,
-                video.video,
-                video.split,
-                decoded.segments,
-                landmarks,
-                num_frames=config.num_frames(video.split),
-                min_frames=config.min_frames,
-                spec=spec,
-            )
+    outcomes = [
+        judged
+        if isinstance(judged, Reject)
+        else faces_of(
+            video.person,
+            video.video,
+            video.split,
+            judged,
+            num_frames=config.num_frames(video.split),
+            min_frames=config.min_frames,
+            spec=spec,
         )
-    damaged = [reject for decoded in work.decoded for reject in decoded.damaged]
+        for video, judged in zip(work.shard.videos, work.judged, strict=True)
+    ]
     # The frames have served: from here on the work is small.
-    work = replace(work, decoded=(), landmarks=(), outcomes=outcomes, damaged=damaged)
+    work = replace(work, judged=(), outcomes=outcomes)
     return work.after("draw", time.process_time() - start_s)
 
 
@@ -145,7 +151,7 @@ def write(work: Work, folder: str) -> Work:
     start_s = time.process_time()
     if work.packed and not work.failed:
         write_packed(folder, work.packed)
-    work = replace(work, decoded=(), landmarks=(), packed=None)
+    work = replace(work, packed=None)
     return work.after("write", time.process_time() - start_s)
 
 
@@ -156,7 +162,7 @@ class Builder:
     def __init__(self, config: BuildConfig, spec: FaceSpec) -> None:
         self._config = config
         self._spec = spec
-        self._align = Align(config.align)
+        self._align = Align(config)
 
     def __call__(self, work: Work) -> Work:
         """Decode, align, draw and pack."""

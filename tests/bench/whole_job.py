@@ -42,12 +42,13 @@ from matplotlib import pyplot as plt
 from pipeline.align import Aligner, identify, make_aligner
 from pipeline.config import AlignConfig, BuildConfig
 from pipeline.crop import crop, square_of, to_crop
-from pipeline.decode import Converter, decode_video
-from pipeline.faces import face_spec, faces_of
+from pipeline.decode import decode_video
+from pipeline.faces import face_spec, faces_of, find_and_judge
 from pipeline.plan import Video, find_videos, make_plan
 from pipeline.rasterize import draw
 from pipeline.sample import Reject
 from pipeline.shard import pack_shard, write_packed
+from pipeline.video_reader import Converter
 
 matplotlib.use("Agg")
 
@@ -141,11 +142,11 @@ def stages_s(folder: Path, config: BuildConfig) -> dict[str, float]:
                     outcomes.append(segments)
                     continue
                 with clock(spent_s, "align"):
-                    found = aligner.landmarks_of([s.pixels for s in segments])
+                    (judged,) = find_and_judge(aligner, [segments], [num_frames])
                 names = video.person, video.video, video.split
                 limits = {"num_frames": num_frames, "min_frames": config.min_frames}
                 with clock(spent_s, "draw"):
-                    outcomes.append(faces_of(*names, segments, found, **limits, spec=spec))
+                    outcomes.append(faces_of(*names, judged, **limits, spec=spec))
             with clock(spent_s, "pack"):
                 packed = pack_shard(shard.name, outcomes, config.jpeg_quality)
             with clock(spent_s, "write"):

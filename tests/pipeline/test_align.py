@@ -166,7 +166,7 @@ def test_a_track_outlives_frames_without_a_face():
     assert track == [small, None, small]
     assert seen == [None, small[0], small[0]]
     sight = iter([[small, large]])
-    assert follow_face(np.zeros((1, 4, 5, 3), np.uint8), detect, small[0]) == [small]
+    assert follow_face(np.zeros((1, 4, 5, 3), np.uint8), detect, [small[0]]) == [small]
 
 
 def test_overlap_is_intersection_over_union():

@@ -70,6 +70,16 @@ def test_beyond_the_picture_its_edge_goes_on():
     np.testing.assert_array_equal(inside[70, 8:80], picture[59, :72])
 
 
+def test_a_square_anywhere_holds_the_nearest_pixels_of_the_picture():
+    picture = gradient(23, 37)
+    for left in (-90, -30, -1, 0, 12, 30, 36, 37, 80):
+        for top in (-70, -29, 0, 5, 22, 23, 60):
+            rows = np.arange(top, top + 30).clip(0, 22)
+            columns = np.arange(left, left + 30).clip(0, 36)
+            inside = crop(picture, Square(left, top, 30), 30)
+            np.testing.assert_array_equal(inside, picture[rows][:, columns])
+
+
 @pytest.mark.parametrize("image_px", [16, 48])
 def test_points_stay_on_what_they_point_at(image_px):
     picture = np.zeros((70, 110, 3), np.uint8)

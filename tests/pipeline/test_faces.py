@@ -1,14 +1,27 @@
 """Only good frames become samples, every other one is accounted for, and photos go the same way."""
 
 import dataclasses
+from collections.abc import Sequence
+from itertools import zip_longest
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 import pytest
 from skimage.data import astronaut
 
-from pipeline.align import DlibAligner, Landmarks, NullAligner, template
+from pipeline.align import (
+    Aligner,
+    Box,
+    DlibAligner,
+    Landmarks,
+    Lasts,
+    NullAligner,
+    ScoredBox,
+    follow_face,
+    template,
+)
 from pipeline.config import CropConfig, DecodeConfig
 from pipeline.crop import crop_id
 from pipeline.decode import SegmentFrames, decode_video, iter_frames
@@ -19,9 +32,11 @@ from pipeline.faces import (
     MIN_FACE_PX,
     NO_FACE,
     TOO_SMALL,
+    Judged,
     evenly,
     face_spec,
     faces_of,
+    find_and_judge,
     judge,
     judge_files,
     outside_longest_shot,
@@ -68,11 +83,71 @@ def segment(pixels: np.ndarray, name: str = "s", fps: float = 4.0) -> SegmentFra
     )
 
 
+def judged(segments: Sequence[SegmentFrames], landmarks: Sequence[Landmarks]) -> Judged:
+    verdicts = judge_files(segments, landmarks)
+    return Judged(segments=segments, landmarks=landmarks, verdicts=verdicts)
+
+
 def make(pixels, found, num_frames=6, min_frames=3):
     return faces_of(
-        "ann", "talk", "train", [segment(pixels)], [found],
+        "ann", "talk", "train", judged([segment(pixels)], [found]),
         num_frames=num_frames, min_frames=min_frames, spec=SPEC,
     )  # fmt: skip
+
+
+def counts(judged: Judged) -> tuple[int, int]:
+    """Count the good frames, and all that were looked at."""
+    verdicts = np.concatenate(judged.verdicts)
+    return int((verdicts == GOOD).sum()), len(verdicts)
+
+
+class Counted:
+    """A backend that counts the frames of each call, and finds what another finds."""
+
+    def __init__(self, aligner: Aligner) -> None:
+        self.calls: list[int] = []
+        self._aligner = aligner
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._aligner, name)
+
+    def landmarks_of(
+        self, segments: Sequence[np.ndarray], lasts: Sequence[Lasts] = ()
+    ) -> list[Landmarks]:
+        self.calls.append(sum(map(len, segments)))
+        return self._aligner.landmarks_of(segments, lasts)
+
+
+class ByLight(NullAligner):
+    """Finds the face of the null backend in frames that are not black."""
+
+    def landmarks(self, frames: np.ndarray, last: Box | None = None) -> Landmarks:
+        found = super().landmarks(frames, last)
+        found.found[:] = frames.any(axis=(1, 2, 3))
+        return found
+
+
+class Crowd(NullAligner):
+    """Sees two faces in frames that are not black, of which the second is smaller in frame 0."""
+
+    def landmarks_of(
+        self, segments: Sequence[np.ndarray], lasts: Sequence[Lasts] = ()
+    ) -> list[Landmarks]:
+        parts = zip_longest(segments, lasts, fillvalue=())
+        return [self._follow(frames, known) for frames, known in parts]
+
+    def _follow(self, frames: np.ndarray, lasts: Lasts) -> Landmarks:
+        found = Landmarks.empty(len(frames))
+        for i, face in enumerate(follow_face(frames, self._detect, lasts)):
+            if face:
+                found.boxes[i], found.found[i] = face[0], True
+                found.points[i] = template() * 40 + face[0][:2]
+        return found
+
+    def _detect(self, frame: np.ndarray, last: Box | None) -> list[ScoredBox]:
+        side = 30.0 + 15 * frame[0, 0, 0]
+        faces = [((5.0, 20.0, 45.0, 60.0), 1.0), ((60.0, 20.0, 60 + side, 20 + side), 1.0)]
+        return faces if frame.any() else []
 
 
 def test_samples_are_numbered_timed_and_cropped():
@@ -106,8 +181,7 @@ def test_frames_are_chosen_evenly_over_all_segments():
         "ann",
         "talk",
         "val",
-        [segment(first, "a"), segment(second, "b")],
-        [face_at(4), face_at(12, top=10)],
+        judged([segment(first, "a"), segment(second, "b")], [face_at(4), face_at(12, top=10)]),
         num_frames=8,
         min_frames=1,
         spec=SPEC,
@@ -128,25 +202,25 @@ def test_evenly_takes_all_when_there_are_few_and_spreads_otherwise():
 def test_frames_without_a_face_are_left_out():
     found = face_at(6)
     found.found[[1, 4]] = False
-    assert judge(scene(1, 6), found).tolist() == [GOOD, NO_FACE, GOOD, GOOD, NO_FACE, GOOD]
+    assert judge([*scene(1, 6)], found).tolist() == [GOOD, NO_FACE, GOOD, GOOD, NO_FACE, GOOD]
     assert {s.pts_s * 4 for s in make(scene(1, 6), found)} == {0, 2, 3, 5}
 
 
 def test_small_faces_are_left_out():
     found = face_at(5, side=MIN_FACE_PX * 2)
     found.points[2] = face_at(1, side=MIN_FACE_PX * 0.9).points[0]
-    assert judge(scene(1, 5), found)[2] == TOO_SMALL
+    assert judge([*scene(1, 5)], found)[2] == TOO_SMALL
 
 
 def test_a_jump_to_another_face_keeps_the_longer_stay():
     found = face_at(9, left=5, side=40)
     found.points[6:] = face_at(3, left=70, side=40).points
-    assert judge(scene(1, 9), found).tolist() == [GOOD] * 6 + [CUT] * 3
+    assert judge([*scene(1, 9)], found).tolist() == [GOOD] * 6 + [CUT] * 3
 
 
 def test_a_cut_to_another_scene_keeps_the_longer_shot():
-    pixels = np.concatenate([scene(1, 4), 255 - scene(1, 7)])
-    assert judge(pixels, face_at(11)).tolist() == [CUT] * 4 + [GOOD] * 7
+    frames = [*scene(1, 4), *(255 - scene(1, 7))]
+    assert judge(frames, face_at(11)).tolist() == [CUT] * 4 + [GOOD] * 7
 
 
 def test_a_cut_between_segments_of_one_file_is_seen():
@@ -181,10 +255,8 @@ def test_two_people_one_after_the_other_in_a_file_are_not_one_person(dlib_aligne
     segments = decode_video(video, 48, DecodeConfig()).segments
     assert not isinstance(segments, Reject)
     assert len(segments) == 3
-    samples = faces_of(
-        "ann", "talk", "train", segments, dlib_aligner.landmarks_of([s.pixels for s in segments]),
-        num_frames=32, min_frames=16, spec=SPEC,
-    )  # fmt: skip
+    (seen,) = find_and_judge(dlib_aligner, [segments], [32])
+    samples = faces_of("ann", "talk", "train", seen, num_frames=32, min_frames=16, spec=SPEC)
     assert not isinstance(samples, Reject)
     assert min(s.pts_s for s in samples) >= 12
     assert len(samples) > 24
@@ -199,7 +271,7 @@ def test_a_cut_to_another_person_before_the_same_wall_is_seen(dlib_aligner, wall
     pixels[:, wall_px // 2 :][:, :size, wall_px // 2 :][:, :, :140] = heads
     found = dlib_aligner.landmarks(pixels)
     assert found.found.all()
-    assert outside_longest_shot(pixels, found.points).tolist() == [True] * 7 + [False] * 12
+    assert outside_longest_shot([*pixels], found.points).tolist() == [True] * 7 + [False] * 12
 
 
 def test_a_frozen_picture_counts_once():
@@ -207,7 +279,7 @@ def test_a_frozen_picture_counts_once():
     pixels[3:6] = pixels[2]
     found = face_at(8)
     found.points[4] += 1.5  # backends tremble
-    assert judge(pixels, found).tolist() == [GOOD] * 3 + [FROZEN] * 3 + [GOOD] * 2
+    assert judge([*pixels], found).tolist() == [GOOD] * 3 + [FROZEN] * 3 + [GOOD] * 2
 
 
 def test_too_few_good_frames_are_a_reject_that_accounts_for_all():
@@ -228,6 +300,79 @@ def test_a_video_that_is_too_short_says_so():
     reject = make(scene(1, 2), face_at(2), min_frames=4)
     assert isinstance(reject, Reject)
     assert reject.reason == "too few frames: 2 good frames of 2, 4 needed (all good)"
+
+
+def test_where_all_are_good_no_more_frames_are_aligned_than_are_stored():
+    parts = [segment(scene(1, 9), "a"), segment(scene(2, 6, height=70), "b")]
+    videos = [parts, [segment(scene(3, 8))]]
+    aligner = Counted(NullAligner())
+    first, second = find_and_judge(aligner, videos, [10, 5])
+    assert aligner.calls == [10 + 5, 0]
+    assert counts(first) == (10, 10)
+    assert counts(second) == (5, 5)
+    pts_s = np.concatenate([part.pts_s for part in first.segments])
+    np.testing.assert_array_equal(pts_s * 4, np.r_[0:9, 0:6][evenly(15, 10)])
+
+
+def test_where_some_are_bad_the_others_of_their_video_are_aligned_in_one_more_round():
+    fine, dark, frozen, lost = (scene(seed, 12) for seed in range(4))
+    dark[5:7] = 0
+    frozen[6:8] = frozen[5]
+    lost[:] = 0
+    videos = [[segment(frames)] for frames in (fine, dark, frozen, lost)]
+    aligner = Counted(ByLight())
+    seen = find_and_judge(aligner, videos, [8] * 4)
+    assert aligner.calls == [4 * 8, 3 * 4]
+    assert [counts(judged) for judged in seen] == [(8, 8), (10, 12), (10, 12), (0, 12)]
+    samples = faces_of("ann", "a", "", seen[1], num_frames=8, min_frames=4, spec=SPEC)
+    good = [0, 1, 2, 3, 4, 7, 8, 9, 10, 11]
+    assert [s.pts_s * 4 for s in samples] == [good[k] for k in evenly(10, 8)]
+
+
+def test_a_few_candidates_are_looked_at_once(dlib_aligner):
+    pixels = scene(1, 4)
+    aligner = Counted(dlib_aligner)
+    (seen,) = find_and_judge(aligner, [[segment(pixels)]], [6])
+    assert aligner.calls == [4, 0]
+    assert counts(seen) == (0, 4)
+
+
+@pytest.mark.parametrize("lost", [0, 3, 11])
+def test_landmarks_of_both_rounds_lie_with_their_frames(dlib_aligner, lost):
+    """A head that moves 8 px a frame is found where it is."""
+    pixels = np.stack([astronaut()[:210, 150 - 8 * i :][:, :240] for i in range(12)])
+    pixels[lost] = 0
+    parts = [pixels[:7], pixels[7:]]
+    aligner = Counted(dlib_aligner)
+    (seen,) = find_and_judge(aligner, [[*map(segment, parts, "ab")]], [8])
+    assert aligner.calls == [8, 4]
+    found, whole = (Landmarks.joined(f) for f in (seen.landmarks, aligner.landmarks_of(parts)))
+    assert np.flatnonzero(~found.found).tolist() == [lost]
+    np.testing.assert_array_equal(found.found, whole.found)
+    np.testing.assert_allclose(found.points, whole.points, atol=3)
+    np.testing.assert_allclose(found.boxes, whole.boxes, atol=16)
+
+
+def test_the_others_keep_to_the_face_that_the_first_frames_follow():
+    pixels = scene(1, 12)
+    pixels[:, 0, 0, 0] = range(12)
+    pixels[6] = 0
+    (seen,) = find_and_judge(Crowd(), [[segment(pixels)]], [8])
+    assert counts(seen) == (11, 12)
+    assert set(seen.landmarks[0].boxes[:, 0].tolist()) == {0.0, 5.0}
+
+
+def test_a_video_is_judged_alike_in_any_company(dlib_aligner):
+    sways, talks = np.stack(astronaut_sways(12)), np.stack(other_talks(9))
+    talks[3] = 0
+    videos = [[segment(sways)], [segment(talks[:5], "a"), segment(talks[5:], "b")]]
+    together = find_and_judge(dlib_aligner, videos, [8, 6])
+    for video, wanted, seen in zip(videos, [8, 6], together, strict=True):
+        (alone,) = find_and_judge(dlib_aligner, [video], [wanted])
+        assert [v.tolist() for v in alone.verdicts] == [v.tolist() for v in seen.verdicts]
+        for a, b in zip(alone.landmarks, seen.landmarks, strict=True):
+            np.testing.assert_array_equal(a.points, b.points)
+    assert [counts(judged) for judged in together] == [(8, 8), (8, 9)]
 
 
 def test_a_photo_and_a_folder_of_photos_become_samples(dlib_aligner, tmp_path):

@@ -10,7 +10,7 @@ import pytest
 from pipeline import stages
 from pipeline.align import NullAligner
 from pipeline.config import AlignConfig, BuildConfig, CropConfig, DecodeConfig
-from pipeline.faces import face_spec
+from pipeline.faces import GOOD, Judged, face_spec
 from pipeline.isolate import Decoder
 from pipeline.plan import Segment, Shard, Video
 from pipeline.sample import Reject
@@ -64,6 +64,12 @@ def config(tmp_path, monkeypatch) -> BuildConfig:
     decoder.close()
 
 
+def counts(judged: Judged) -> tuple[int, int]:
+    """Count the good frames, and all that were looked at."""
+    verdicts = np.concatenate(judged.verdicts)
+    return int((verdicts == GOOD).sum()), len(verdicts)
+
+
 def tries() -> list[str]:
     return Path("tries").read_text().split()
 
@@ -88,10 +94,11 @@ def test_a_shard_goes_through_all_stages(config, tmp_path):
     spec = face_spec(NullAligner(), config.crop)
     work = stages.decode(Work(shard=shard_of("a", "b")), config)
     work = pickle.loads(pickle.dumps(work, protocol=5))
-    work = Align(config.align)(work)
-    assert [len(found) for found in work.landmarks] == [1, 1]
+    work = Align(config)(work)
+    assert [counts(judged) for judged in work.judged] == [(6, 6)] * 2
+    assert work.decoded == ()
     work = stages.draw(work, config, spec)
-    assert work.decoded == work.landmarks == ()
+    assert work.judged == ()
     assert [len(samples) for samples in work.outcomes] == [6, 6]
     work = stages.pack(work, 95)
     assert work.outcomes == ()
@@ -110,8 +117,8 @@ def test_rejects_pass_through_all_stages(config, tmp_path):
     bad = (Segment(path="bad.mp4", name="bad"),)
     video = Video(person="bob", video="bad", split="train", segments=bad)
     shard = Shard(name="train-000000", videos=(video, *shard_of("a").videos))
-    work = Align(config.align)(stages.decode(Work(shard=shard), config))
-    assert [len(found) for found in work.landmarks] == [0, 1]
+    work = Align(config)(stages.decode(Work(shard=shard), config))
+    assert isinstance(work.judged[0], Reject)
     work = stages.draw(work, config, face_spec(NullAligner(), config.crop))
     reject, samples = work.outcomes
     assert isinstance(reject, Reject)
@@ -120,6 +127,23 @@ def test_rejects_pass_through_all_stages(config, tmp_path):
     assert [d.id for d in work.damaged] == ["bob/bad/bad"]
     together = Builder(config, face_spec(NullAligner(), config.crop))(Work(shard=shard))
     assert together.packed == stages.pack(work, config.jpeg_quality).packed
+
+
+def test_a_second_round_gives_the_same_shard_in_stages_and_in_one_go(config, tmp_path):
+    pictures = noisy(2)
+    pictures[9:16] = [pictures[9]] * 7
+    write_video(tmp_path / "frozen.mp4", pictures, codec="ffv1", pix_fmt="bgr0")
+    frozen = Video(
+        person="ann", video="b", split="train", segments=(Segment(path="frozen.mp4", name="f"),)
+    )
+    a, c = shard_of("a", "c").videos
+    shard = Shard(name="train-000000", videos=(a, frozen, c))
+    work = Align(config)(stages.decode(Work(shard=shard), config))
+    assert [counts(judged) for judged in work.judged] == [(6, 6), (7, 9), (6, 6)]
+    spec = face_spec(NullAligner(), config.crop)
+    work = stages.pack(stages.draw(work, config, spec), config.jpeg_quality)
+    assert [video.num_frames for video in work.packed.manifest.videos] == [6, 6, 6]
+    assert Builder(config, spec)(Work(shard=shard)).packed == work.packed
 
 
 def test_storage_that_fails_a_builder_fails_the_shard(config):

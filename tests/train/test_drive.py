@@ -137,7 +137,7 @@ class Crowded:
 
     def landmarks(self, frames, last=None) -> Landmarks:
         result = Landmarks.empty(len(frames))
-        for i, face in enumerate(follow_face(frames, self._detect, last)):
+        for i, face in enumerate(follow_face(frames, self._detect, [last])):
             assert face is not None
             result.boxes[i], result.found[i] = face[0], True
             result.points[i] = face[0][:2]
