@@ -117,10 +117,11 @@ class DecodeConfig:
     oversample: float = 1.5
     """Candidate frames per stored frame, so that a few without a face don't cost the video."""
     cpu_deadline_s: float = 120.0
-    """CPU time after which decoding one video counts as hung."""
+    """Seconds of CPU time that decoding one video, with all of its files, may take; then its
+    decoder is killed. A video that two fresh decoders die of is rejected."""
     wall_deadline_s: float = 1800.0
-    """Wall-clock time after which it does, for a decoder that waits for ever. Long: storage may be
-    slow."""
+    """Seconds by the clock that decoding one video may take, with the same end. For a decoder that
+    waits for ever: keep it long, since waiting for slow storage counts."""
 
     def __post_init__(self) -> None:
         if self.decode_px < 16:
