@@ -4,9 +4,10 @@
     ray submit cluster.yaml pipeline/build_shards.py -- --input s3://B/in --output s3://B/shards
 
 Finds the faces and landmarks of the people in a folder of videos, and writes them as WebDataset
-shards with an index. The same command again finishes what is missing. What is built is a function
-of the videos and the settings alone: the same bytes on any number of machines, after any number of
-kills.
+shards with an index. The same command again finishes what is missing: a shard is done when its
+manifest is there and its tar has the size that the manifest says; only --verify reads and hashes
+them. What is built is a function of the videos and the settings alone: the same bytes on any number
+of machines, after any number of kills.
 """
 
 import dataclasses
