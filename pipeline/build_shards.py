@@ -70,7 +70,6 @@ through all the others."""
 Row = dict[str, Any]
 """What travels through the graph: one shard's work, packed by `to_row`, in a block of its own."""
 
-
 TOLD = re.compile(r"^(?!ray\.)[\w.]+(?:Error|Exception): (.+)$", re.MULTILINE)
 """An exception's last line in a traceback: all that Ray leaves of those that it wraps."""
 

@@ -2,15 +2,13 @@
 
 import threading
 import time
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from types import TracebackType
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from pipeline.sample import Reject
 from pipeline.shard import Index, Manifest
 
 POLL_S = 2.0
@@ -69,11 +67,11 @@ class Watch:
             console=self._console,
         ) as progress:
             task = progress.add_task("", total=self._num_shards, facts="")
-            while not self._stop.wait(POLL_S):
+            is_last = False
+            while not is_last:
+                is_last = self._stop.wait(POLL_S)
                 self._done = self._read_done(self._done)
                 progress.update(task, completed=len(self._done), facts=self._facts())
-            self._done = self._read_done(self._done)
-            progress.update(task, completed=len(self._done), facts=self._facts())
 
     def _lines(self) -> None:
         while not self._stop.wait(LINE_S):
@@ -96,12 +94,6 @@ def as_time(seconds: float) -> str:
     """Write a duration as h:mm:ss."""
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes // 60}:{minutes % 60:02}:{rest:02}"
-
-
-def reasons(rejects: Sequence[Reject]) -> list[tuple[str, int]]:
-    """Count rejects by stage and by what comes before the first colon of the reason."""
-    kinds = Counter(f"{r.stage}: {r.reason.split(':')[0]}" for r in rejects)
-    return sorted(kinds.items(), key=lambda item: (-item[1], item[0]))
 
 
 def summary(
@@ -131,8 +123,8 @@ def summary(
         )
     table.add_row("shards", f"{totals['shards']:,} with {totals['bytes'] / 1e6:,.1f} MB")
     table.add_row("rejected", f"{totals['rejected']:,} of {totals['planned']:,} videos")
-    for reason, count in reasons(index.rejects):
-        table.add_row("", f"{count:,}  {reason}")
+    for stage, reason, count in index.reasons():
+        table.add_row("", f"{count:,}  {stage}: {reason}")
     if index.lost_segments:
         table.add_row("damaged files", f"{totals['lost_segments']:,}")
     if num_built:

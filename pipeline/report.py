@@ -13,7 +13,6 @@ import hashlib
 import html
 import json
 import sys
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -286,10 +285,9 @@ def rejects(index: Index) -> str:
     """List what was refused, counted by reason and then by name."""
     if not index.rejects and not index.lost_segments:
         return "<p>Nothing: every video gave frames.</p>"
-    reasons = Counter((r.stage, r.reason.split(":")[0]) for r in index.rejects)
     counts = table(
         ("videos", "stage", "reason"),
-        [(f"{count:,}", *what) for what, count in reasons.most_common()],
+        [(f"{count:,}", stage, reason) for stage, reason, count in index.reasons()],
     )
     named = [("video", r) for r in index.rejects] + [("file", r) for r in index.lost_segments]
     rows = [

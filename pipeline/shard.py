@@ -13,6 +13,7 @@ import hashlib
 import io
 import json
 import tarfile
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property
@@ -247,6 +248,12 @@ class Index:
     def of_split(self, split: str) -> tuple[VideoEntry, ...]:
         """Take the videos of one split, in the order of their keys."""
         return tuple(v for v in self.videos if v.split == split)
+
+    def reasons(self) -> list[tuple[str, str, int]]:
+        """Count rejects by stage and by what comes before a reason's first colon; most first."""
+        counts = Counter((r.stage, r.reason.split(":")[0]) for r in self.rejects)
+        most_first = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+        return [(stage, reason, count) for (stage, reason), count in most_first]
 
     def rejects_lines(self) -> bytes:
         """List the rejects for people and grep, a line each, without their thumbnails."""

@@ -47,6 +47,13 @@ def test_index_comes_back(tmp_path):
     assert [json.loads(line)["id"] for line in lines] == ["cat/nap"]
 
 
+def test_reasons_are_counted_the_most_frequent_first(tmp_path):
+    found = [("faces", "no face: 0"), ("faces", "no face: 3"), ("decode", "cut"), ("faces", "cut")]
+    rejects = tuple(Reject(id=f"cat/{n}", stage=s, reason=r) for n, (s, r) in enumerate(found))
+    index = dataclasses.replace(build(tmp_path), rejects=rejects)
+    assert index.reasons() == [("faces", "no face", 2), ("decode", "cut", 1), ("faces", "cut", 1)]
+
+
 def test_bytes_follow_from_samples(tmp_path):
     build(tmp_path / "a")
     build(tmp_path / "b")
