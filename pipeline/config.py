@@ -115,7 +115,8 @@ class DecodeConfig:
     """Longer files are cut into equal segments of at most this length: a crop and a track hold for
     one."""
     oversample: float = 1.5
-    """Candidate frames per stored frame, so that a few without a face don't cost the video."""
+    """Candidate frames per stored frame. Those above one are looked at where some of the others are
+    bad, so that these don't cost the video."""
     cpu_deadline_s: float = 120.0
     """Seconds of CPU time that decoding one video, with all of its files, may take; then its
     decoder is killed. A video that two fresh decoders die of is rejected."""

@@ -32,7 +32,7 @@ from pipeline.crop import Square, crop, crop_id, square_of, to_crop
 from pipeline.decode import SegmentFrames, decode_video, iter_frames
 from pipeline.plan import VIDEO_SUFFIXES, Segment, Video, safe_id
 from pipeline.rasterize import draw, palette_id, round_points
-from pipeline.sample import Reject, Sample, thumbnail_of
+from pipeline.sample import PNG_FLAGS, Reject, Sample, thumbnail_of
 
 MIN_FACE_PX = 32
 """Landmarks that span less than this in the decoded frame are a face too small to learn from."""
@@ -103,10 +103,11 @@ class View(NamedTuple):
 
 
 def faces_id() -> str:
-    """Name the rules by which frames are judged: a short hash that changes whenever one does."""
+    """Name the rules by which frames become samples: a hash that changes whenever one does."""
     return rules_id(
         *(MIN_FACE_PX, THUMB_PX, COUNTED_PX, FROZEN_LEVELS, SAME_FACE_IOU),
         *(CUT_COLOURS, DOUBTFUL_COLOURS, DOUBTFUL_FACE_COLOURS, CUT_FACES, FACE_MARGIN),
+        *PNG_FLAGS,
         "shots of a file",
         "num_frames first, the others where one of them is bad",
     )

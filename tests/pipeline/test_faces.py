@@ -35,6 +35,7 @@ from pipeline.faces import (
     Judged,
     evenly,
     face_spec,
+    faces_id,
     faces_of,
     find_and_judge,
     judge,
@@ -420,3 +421,10 @@ def test_a_constant_that_changes_the_crop_changes_its_name(monkeypatch):
     before = crop_id()
     monkeypatch.setattr("pipeline.crop.LIFT", 0.2)
     assert crop_id() != before
+
+
+@pytest.mark.parametrize("name", ["MIN_FACE_PX", "COUNTED_PX", "CUT_FACES", "PNG_FLAGS"])
+def test_a_constant_that_changes_samples_changes_the_name_of_their_rules(monkeypatch, name):
+    before = faces_id()
+    monkeypatch.setattr(f"pipeline.faces.{name}", (7,) if name == "PNG_FLAGS" else 7)
+    assert faces_id() != before
