@@ -236,7 +236,7 @@ class DlibAligner:
     def landmarks_of(
         self, segments: Sequence[np.ndarray], lasts: Sequence[Lasts] = ()
     ) -> list[Landmarks]:
-        parts = zip(segments, lasts or repeat(()), strict=False)
+        parts = zip(segments, lasts or [()] * len(segments), strict=True)
         return [self._landmarks(frames, known) for frames, known in parts]
 
     def _landmarks(self, frames: UInt8[np.ndarray, "n h w 3"], lasts: Lasts) -> Landmarks:

@@ -12,7 +12,7 @@ import importlib
 import logging
 import pickle
 from collections.abc import Iterator, Sequence
-from itertools import islice, repeat
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -88,7 +88,7 @@ class FanAligner:
         """Detect frame by frame, then run the network over the faces of all segments together."""
         results = [Landmarks.empty(len(frames)) for frames in segments]
         where = []
-        parts = zip(segments, lasts or repeat(()), strict=False)
+        parts = zip(segments, lasts or [()] * len(segments), strict=True)
         for s, (frames, known) in enumerate(parts):
             for i, face in enumerate(follow_face(frames, self._detect, known)):
                 if face is not None:
