@@ -67,27 +67,29 @@ def draw(points: Float[np.ndarray, "68 2"], image_px: int) -> UInt8[np.ndarray, 
     give equal bytes. Lines are not antialiased: every pixel is black or a colour of the table.
     Points may lie outside the picture; their lines are cut at its border.
     """
+    return draw_each(points[None], image_px)[0]
+
+
+def draw_each(points: Float[np.ndarray, "n 68 2"], image_px: int) -> UInt8[np.ndarray, "n p p 3"]:
+    """Draw several faces, each as `draw` does: together they take less time than one by one."""
     if not np.isfinite(points).all():
         raise ValueError(
             "Landmarks to draw must be finite numbers, but some are NaN or infinite: "
             "drop frames whose landmarks were not found before drawing them."
         )
-    limited = np.clip(points, -MAX_COORDINATE_PX, MAX_COORDINATE_PX)
-    # OpenCV puts the centre of the first pixel at 0, which is 0.5 here: exact in eighths.
-    fixed = np.round((round_points(limited) - 0.5) * (1 << SUBPIXEL_BITS)).astype(np.int32)
-    raster = np.zeros((image_px, image_px, 3), np.uint8)
-    for stroke in PALETTE:
-        line = fixed[stroke.first : stroke.last + 1]
-        cv2.polylines(
-            raster,
-            [line],
-            stroke.closed,
-            stroke.rgb,
-            thickness=line_px(image_px),
-            lineType=cv2.LINE_8,
-            shift=SUBPIXEL_BITS,
-        )
-    return raster
+    # In steps of 1/8 px, rounded as in round_points. OpenCV puts the centre of the first pixel at
+    # 0, which is 0.5 here.
+    steps = 1 << SUBPIXEL_BITS
+    limit = MAX_COORDINATE_PX * steps
+    rounded = np.rint(np.asarray(points, np.float64) * steps).clip(-limit, limit)
+    fixed = rounded.astype(np.int32) - steps // 2
+    rasters = np.zeros((len(points), image_px, image_px, 3), np.uint8)
+    width = line_px(image_px)
+    for raster, face in zip(rasters, fixed, strict=True):
+        for _, first, last, closed, rgb in PALETTE:
+            line = face[first : last + 1]
+            cv2.polylines(raster, [line], closed, rgb, width, cv2.LINE_8, SUBPIXEL_BITS)
+    return rasters
 
 
 def palette_id() -> str:

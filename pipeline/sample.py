@@ -21,6 +21,8 @@ from jaxtyping import Float32, UInt8
 SCHEMA = 1
 """Version of the fields. A reader refuses any other."""
 
+_SCHEMA_FIRST = b'{"schema":%d,' % SCHEMA
+
 FIELDS = ("jpg", "json", "png")
 """The fields of a sample, in their order in the tar."""
 
@@ -135,12 +137,25 @@ def read_facts(key: str, data: bytes) -> dict[str, Any]:
     return facts
 
 
+def read_landmarks(key: str, data: bytes) -> Float32[np.ndarray, "68 2"]:
+    """Read a sample's landmarks alone, as `read_facts` does, in half the time or less.
+
+    As `to_fields` writes it, the json begins with the schema and ends with the landmarks, whose
+    numbers then need not become Python objects.
+    """
+    numbers, _, rest = data.partition(b'"landmarks":[[')[2].partition(b"]]")
+    if rest == b"}" and data.startswith(_SCHEMA_FIRST):
+        flat = numbers.replace(b"],[", b",")
+        return np.fromstring(flat, np.float32, sep=",").reshape(68, 2)
+    return np.array(read_facts(key, data)["landmarks"], np.float32)
+
+
 def decode_picture(data: bytes, name: str) -> UInt8[np.ndarray, "h w 3"]:
     """Decode a JPEG or PNG to RGB; raises ValueError with its name when it can't be."""
-    pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+    pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
     if pixels is None:
         raise ValueError(f"{name} holds {len(data)} bytes that are not a picture.")
-    return cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)
+    return pixels
 
 
 def thumbnail_of(frame: UInt8[np.ndarray, "h w 3"]) -> str:

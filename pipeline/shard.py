@@ -13,15 +13,19 @@ import hashlib
 import io
 import json
 import tarfile
+import zlib
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from typing import Any, TypeVar
 
+import numpy as np
+from jaxtyping import UInt32
+
 from pipeline.config import FaceSpec
 from pipeline.sample import FIELDS, SCHEMA, Reject, Sample, to_fields
-from pipeline.storage import join, list_files, read_file, remove_file, write_file
+from pipeline.storage import join, list_files, read_file, read_parts, remove_file, write_file
 
 INDEX = "index.json"
 REJECTS = "rejects.jsonl"
@@ -341,22 +345,97 @@ def read_span(folder: str, entry: VideoEntry) -> bytes:
 
     Raises ValueError naming shard and video when the shard is missing, too short or altered.
     """
+    (span,) = _read_parts(folder, entry, [(entry.offset, entry.num_bytes)])
+    if hashlib.sha256(span).hexdigest() != entry.sha256:
+        raise _altered(folder, entry)
+    return span
+
+
+class FrameReader:
+    """Reads frames of a folder's videos, and gives no byte that it didn't check.
+
+    A video's whole span is checked against the sha256 of the index when it is first read. From then
+    on its frames' places and their crc32 are kept, 12 bytes a frame, so that the next visit reads
+    and checks only the frames that it takes.
+    """
+
+    def __init__(self, folder: str) -> None:
+        self.folder = folder
+        self._known: dict[VideoEntry, UInt32[np.ndarray, "n 3"]] = {}
+
+    def read(self, entry: VideoEntry, numbers: Sequence[int]) -> list[dict[str, bytes]]:
+        """Read jpg and json of these frames of a video: for each, field -> bytes, undecoded.
+
+        Raises ValueError naming the shard that is missing, too short or altered, or that doesn't
+        hold these frames.
+        """
+        known, span = self._known.get(entry), None
+        if known is None:
+            span = read_span(self.folder, entry)
+            known = self._known[entry] = _frames_in_span(span, entry.num_frames)
+        places = known.tolist()
+        missing = [n for n in numbers if n >= len(places) or not places[n][1]]
+        if missing:
+            raise ValueError(
+                f"shard {entry.shard}: video {entry.key} has no frames {missing}, though the index "
+                "says so: build the shards again"
+            )
+        chosen = [places[number] for number in numbers]
+        if span is None:
+            frames = self._read_again(entry, chosen)
+        else:
+            frames = [span[start:end] for start, end, _ in chosen]
+        return [samples_in_span(f)[n] for f, n in zip(frames, numbers, strict=True)]
+
+    def _read_again(self, entry: VideoEntry, places: Sequence[Sequence[int]]) -> list[bytes]:
+        """Read the frames at these places, and check them."""
+        spans = [(entry.offset + start, end - start) for start, end, _ in places]
+        frames = _read_parts(self.folder, entry, spans)
+        for frame, (*_, checksum) in zip(frames, places, strict=True):
+            if zlib.crc32(frame) != checksum:
+                raise _altered(self.folder, entry)
+        return frames
+
+
+def _frames_in_span(span: bytes, num_frames: int) -> UInt32[np.ndarray, "n 3"]:
+    """Find where each frame's jpg and json start and end, and their crc32; zeros without a frame.
+
+    A frame's files are adjacent, as every reader of WebDataset expects.
+    """
+    starts: dict[int, int] = {}
+    ends: dict[int, int] = {}
+    for number, field, start, size in _members(span):
+        if field != "png":
+            starts.setdefault(number, start - tarfile.BLOCKSIZE)
+            ends[number] = start + size
+    places = [(0, 0, 0)] * num_frames
+    for number in starts.keys() & range(num_frames):
+        start, end = starts[number], ends[number]
+        places[number] = start, end, zlib.crc32(memoryview(span)[start:end])
+    return np.array(places, np.uint32)
+
+
+def _read_parts(folder: str, entry: VideoEntry, spans: Sequence[tuple[int, int]]) -> list[bytes]:
+    """Read parts of a video's shard, given as offset and size, unchecked but for their size."""
     name = tar_name(entry.shard)
     try:
-        span = read_file(folder, name, entry.offset, entry.num_bytes)
+        parts = read_parts(folder, name, spans)
     except FileNotFoundError:
         raise ValueError(f"Shard {join(folder, name)} is missing. {_again(folder)}") from None
-    if len(span) != entry.num_bytes:
+    came, expected = sum(map(len, parts)), sum(size for _, size in spans)
+    if came != expected:
         raise ValueError(
-            f"Shard {join(folder, name)} is truncated: video {entry.key} has {len(span)} of its "
-            f"{entry.num_bytes} bytes. {_again(folder)}"
+            f"Shard {join(folder, name)} is truncated: video {entry.key} has {came} of its "
+            f"{expected} bytes. {_again(folder)}"
         )
-    if hashlib.sha256(span).hexdigest() != entry.sha256:
-        raise ValueError(
-            f"Shard {join(folder, name)} was altered: the bytes of video {entry.key} don't have "
-            f"the sha256 of the index. {_again(folder)}"
-        )
-    return span
+    return parts
+
+
+def _altered(folder: str, entry: VideoEntry) -> ValueError:
+    return ValueError(
+        f"Shard {join(folder, tar_name(entry.shard))} was altered: the bytes of video {entry.key} "
+        f"are not those of the index. {_again(folder)}"
+    )
 
 
 def _again(folder: str) -> str:
@@ -367,12 +446,19 @@ def _again(folder: str) -> str:
 
 
 def samples_in_span(span: bytes) -> dict[int, dict[str, bytes]]:
-    """Take a video's bytes apart: number of the frame -> field -> bytes, undecoded.
+    """Take a video's bytes apart: number of the frame -> field -> bytes, undecoded."""
+    samples: dict[int, dict[str, bytes]] = {}
+    for number, field, start, size in _members(span):
+        samples.setdefault(number, {})[field] = span[start : start + size]
+    return samples
+
+
+def _members(span: bytes) -> Iterator[tuple[int, str, int, int]]:
+    """Walk a span's files: number of the frame, field, start and size of the content.
 
     The span was checked against the index and `pack` wrote it, so the headers are plain USTAR ones
     and are walked as such: `tarfile` takes ten times as long, which readers feel at every visit.
     """
-    samples: dict[int, dict[str, bytes]] = {}
     place = 0
     while place < len(span):
         name = span[place : place + 100].rstrip(b"\0").decode()
@@ -381,6 +467,5 @@ def samples_in_span(span: bytes) -> dict[int, dict[str, bytes]]:
         if field not in FIELDS:
             raise ValueError(f"A shard holds {', '.join(FIELDS)} files, not {name!r}.")
         start = place + tarfile.BLOCKSIZE
-        samples.setdefault(int(key.rpartition("/")[2]), {})[field] = span[start : start + size]
+        yield int(key.rpartition("/")[2]), field, start, size
         place = start + -(-size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
-    return samples

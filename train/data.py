@@ -17,11 +17,11 @@ import numpy as np
 import torch
 from jaxtyping import Float, Float32, Int64, UInt8
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, default_collate
 
-from pipeline.rasterize import draw
-from pipeline.sample import Sample, decode_picture, read_facts
-from pipeline.shard import Index, VideoEntry, read_span, samples_in_span, tar_name
+from pipeline.rasterize import draw_each
+from pipeline.sample import Sample, decode_picture, key_of, read_landmarks
+from pipeline.shard import FrameReader, Index, VideoEntry, tar_name
 from pipeline.storage import StorageError, list_files
 from train.augment import View
 from train.order import (
@@ -102,6 +102,7 @@ class Shards:
     def __init__(self, folder: Path | str, *, image_px: int) -> None:
         self.folder = str(folder)
         self.index = Index.load(self.folder)
+        self.frame_reader = FrameReader(self.folder)
         self.image_px = image_px
         if image_px > self.index.face.image_px:
             raise ValueError(
@@ -157,44 +158,41 @@ class Shards:
 
     def read(self, entry: VideoEntry, numbers: Sequence[int], view: View | None = None) -> Faces:
         """Read these frames of a video; raise an error that names a shard that isn't right."""
-        samples = samples_in_span(read_span(self.folder, entry))
-        missing = [number for number in numbers if number not in samples]
-        if missing:
-            raise ValueError(
-                f"shard {entry.shard}: video {entry.key} has no frames {missing}, though the index "
-                "says so: build the shards again"
-            )
-        # Pictures go into place one by one: a list of them, stacked, doubles the pages to map.
+        samples = self.frame_reader.read(entry, numbers)
+        keys = [key_of(entry.person, entry.video, number) for number in numbers]
         px = self.image_px
-        frames, rasters = (np.empty((len(numbers), px, px, 3), np.uint8) for _ in range(2))
-        landmarks = np.empty((len(numbers), 68, 2), np.float32)
-        for i, number in enumerate(numbers):
-            key = f"{entry.key}/{number:03d}"
-            frames[i], landmarks[i] = _face(
-                key, samples[number], self.index.face.image_px, px, view
-            )
-            rasters[i] = draw(landmarks[i], px)
-        return Faces(frames=frames, rasters=rasters, landmarks=landmarks)
+        # One kind of work at a time: what each needs then stays in the processor's caches. Pictures
+        # go into place one by one: a list of them, stacked, doubles the pages to map.
+        landmarks = np.stack(
+            [read_landmarks(k, s["json"]) for k, s in zip(keys, samples, strict=True)]
+        ) * np.float32(px / self.index.face.image_px)
+        frames = np.empty((len(numbers), px, px, 3), np.uint8)
+        for i, (key, sample) in enumerate(zip(keys, samples, strict=True)):
+            frame = _at_size(decode_picture(sample["jpg"], f"{key}.jpg"), px)
+            frames[i] = frame if view is None else view.of_frame(frame)
+        if view is not None:
+            landmarks = np.stack([view.of_points(points, px) for points in landmarks])
+        return Faces(frames=frames, rasters=draw_each(landmarks, px), landmarks=landmarks)
 
 
 def faces_of_samples(samples: Sequence[Sample], image_px: int) -> Faces:
     """Return samples that were just made, from a user's own video, as shards would give them."""
-    fitted = [_at_size(s.frame, s.landmarks, len(s.frame), image_px) for s in samples]
+    landmarks = np.stack([s.landmarks * np.float32(image_px / len(s.frame)) for s in samples])
     return Faces(
-        frames=np.stack([frame for frame, _ in fitted]),
-        rasters=np.stack([draw(points, image_px) for _, points in fitted]),
-        landmarks=np.stack([points for _, points in fitted]),
+        frames=np.stack([_at_size(s.frame, image_px) for s in samples]),
+        rasters=draw_each(landmarks, image_px),
+        landmarks=landmarks,
     )
 
 
 def faces_in_view(faces: Faces, views: Sequence[View]) -> Faces:
     """Return every face in a view of its own, with rasters drawn anew."""
     px = faces.frames.shape[1]
-    landmarks = [v.of_points(p, px) for v, p in zip(views, faces.landmarks, strict=True)]
+    landmarks = np.stack([v.of_points(p, px) for v, p in zip(views, faces.landmarks, strict=True)])
     return Faces(
         frames=np.stack([v.of_frame(f) for v, f in zip(views, faces.frames, strict=True)]),
-        rasters=np.stack([draw(points, px) for points in landmarks]),
-        landmarks=np.stack(landmarks),
+        rasters=draw_each(landmarks, px),
+        landmarks=landmarks,
     )
 
 
@@ -254,11 +252,11 @@ def fixed_batch(
 
 
 class _Pixels(NamedTuple):
-    """What a worker hands over: bytes, a quarter of the size of what the networks see."""
+    """A visit or, stacked, what a worker hands over: a quarter of the bytes that networks see."""
 
-    rows: Int64[Tensor, " b"]
-    frames: UInt8[Tensor, "b k1 p p 3"]
-    rasters: UInt8[Tensor, "b k1 p p 3"]
+    rows: Int64[Tensor, "*b"]
+    frames: UInt8[Tensor, "*b k1 p p 3"]
+    rasters: UInt8[Tensor, "*b k1 p p 3"]
     keys: tuple[str, ...]
 
 
@@ -289,49 +287,32 @@ class _Visits(Dataset[_Read]):
         return _pixels(faces, drawn.video, entry.key)
 
 
-def _face(
-    key: str, fields: dict[str, bytes], stored_px: int, image_px: int, view: View | None
-) -> tuple[UInt8[np.ndarray, "p p 3"], Float32[np.ndarray, "68 2"]]:
-    """Decode one sample's frame and landmarks at `image_px`, seen in `view`."""
-    frame = decode_picture(fields["jpg"], f"{key}.jpg")
-    points = np.array(read_facts(key, fields["json"])["landmarks"], np.float32)
-    frame, points = _at_size(frame, points, stored_px, image_px)
-    if view is None:
-        return frame, points
-    return view.of_frame(frame), view.of_points(points, image_px)
-
-
-def _at_size(
-    frame: UInt8[np.ndarray, "s s 3"],
-    points: Float32[np.ndarray, "68 2"],
-    stored_px: int,
-    image_px: int,
-) -> tuple[UInt8[np.ndarray, "p p 3"], Float32[np.ndarray, "68 2"]]:
-    if image_px == stored_px:
-        return frame, points
-    small = cv2.resize(frame, (image_px, image_px), interpolation=cv2.INTER_AREA)
-    return small.astype(np.uint8, copy=False), points * np.float32(image_px / stored_px)
+def _at_size(frame: UInt8[np.ndarray, "s s 3"], px: int) -> UInt8[np.ndarray, "p p 3"]:
+    if len(frame) == px:
+        return frame
+    return cv2.resize(frame, (px, px), interpolation=cv2.INTER_AREA).astype(np.uint8, copy=False)
 
 
 def _pixels(faces: Faces, row: int, key: str) -> _Pixels:
     return _Pixels(
-        rows=torch.tensor([row]),
-        frames=torch.from_numpy(faces.frames)[None],
-        rasters=torch.from_numpy(faces.rasters)[None],
+        rows=torch.tensor(row),
+        frames=torch.from_numpy(faces.frames),
+        rasters=torch.from_numpy(faces.rasters),
         keys=(key,),
     )
 
 
 def _collate(visits: Sequence[_Read]) -> _Read:
+    """Stack visits; in a worker default_collate does it in the memory that is handed over."""
     pixels = []
     for read in visits:
         if not isinstance(read, _Pixels):
             return read
         pixels.append(read)
     return _Pixels(
-        rows=torch.cat([p.rows for p in pixels]),
-        frames=torch.cat([p.frames for p in pixels]),
-        rasters=torch.cat([p.rasters for p in pixels]),
+        rows=default_collate([p.rows for p in pixels]),
+        frames=default_collate([p.frames for p in pixels]),
+        rasters=default_collate([p.rasters for p in pixels]),
         keys=tuple(key for p in pixels for key in p.keys),
     )
 

@@ -8,7 +8,15 @@ import numpy as np
 import pytest
 
 from pipeline.align import template
-from pipeline.rasterize import NUM_POINTS, PALETTE, draw, line_px, palette_id, round_points
+from pipeline.rasterize import (
+    NUM_POINTS,
+    PALETTE,
+    draw,
+    draw_each,
+    line_px,
+    palette_id,
+    round_points,
+)
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 
@@ -73,6 +81,12 @@ def test_a_point_lies_in_the_middle_of_its_pixel():
     points[27:31] = (20.5, 10.5)  # the nose bridge shrunk to the centre of column 20, row 10
     rows, columns = np.nonzero(draw(points, 48).any(axis=2))
     assert (rows.mean(), columns.mean()) == (10, 20)
+
+
+def test_faces_are_drawn_together_as_alone():
+    faces = np.stack([face(96), face(96)[::-1] * 1.3 - 20])
+    for raster, points in zip(draw_each(faces, 96), faces, strict=True):
+        assert (raster == draw(points, 96)).all()
 
 
 def test_lines_that_leave_the_picture_are_cut_not_moved():

@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 
-from pipeline.sample import decode_picture, from_fields, thumbnail_of, to_fields
+from pipeline.sample import decode_picture, from_fields, read_landmarks, thumbnail_of, to_fields
 from tests.pipeline.samples import make_sample
 
 
@@ -50,6 +50,22 @@ def test_other_schema_is_refused():
     fields["json"] = json.dumps({**json.loads(fields["json"]), "schema": 99}).encode()
     with pytest.raises(ValueError, match="schema 99"):
         from_fields("ann/talk/000", fields)
+    with pytest.raises(ValueError, match="ann/talk/000 has schema 99"):
+        read_landmarks("ann/talk/000", fields["json"])
+
+
+def test_landmarks_alone_are_those_of_the_sample():
+    sample = make_sample()
+    sample.landmarks[:4] = [[-3.125, 0], [4096, 1e-3], [-0.0, 1e6], [31.875, -4000.5]]
+    fields = to_fields(sample, 95)
+    facts = json.loads(fields["json"])
+    otherwise = [
+        json.dumps(facts, indent=1).encode(),
+        json.dumps(facts, separators=(",", ":"), sort_keys=True).encode(),
+        json.dumps({**facts, "more": [[1, 2]]}, separators=(",", ":")).encode(),
+    ]
+    for data in (fields["json"], *otherwise):
+        assert np.array_equal(read_landmarks(sample.key, data), sample.landmarks)
 
 
 def test_broken_picture_is_named():

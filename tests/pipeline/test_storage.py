@@ -55,3 +55,13 @@ def test_store_of_objects(tmp_path):
     storage.remove_file(folder, "a.bin")
     assert storage.list_files(folder) == {}
     assert storage.list_files("memory://bucket/none") == {}
+
+
+@pytest.mark.parametrize("remote", [False, True])
+def test_parts_of_a_file(tmp_path, remote):
+    folder = "memory://bucket/parts" if remote else str(tmp_path)
+    storage.write_file(folder, "a.bin", b"abcdefgh")
+    assert storage.read_parts(folder, "a.bin", [(5, 2), (1, 3)]) == [b"fg", b"bcd"]
+    assert storage.read_parts(folder, "a.bin", [(6, 4)]) == [b"gh"]
+    with pytest.raises(FileNotFoundError):
+        storage.read_parts(folder, "none.bin", [(0, 1)])

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from pipeline.sample import from_fields
-from pipeline.shard import Index, read_span, samples_in_span
+from pipeline.shard import FrameReader, Index, VideoEntry, read_span, samples_in_span
 from pipeline.storage import _filesystem
 from tests.train.shards import HELD_OUT, make_shards
 from train.data import Shards, VisitBatch, fixed_batch, make_loader, to_pixels, to_tensor
@@ -108,13 +108,14 @@ def test_a_run_resumes_mid_epoch_on_another_number_of_ranks(shards: Shards) -> N
 
 def test_frames_and_rasters_are_the_stored_ones(folder: Path, shards: Shards) -> None:
     entry = shards.train[3]
-    faces = shards.read(entry, [4, 2])
     stored = samples_in_span(read_span(str(folder), entry))
-    for place, number in enumerate([4, 2]):
-        sample = from_fields(f"{entry.key}/{number:03d}", stored[number])
-        assert (faces.frames[place] == sample.frame).all()
-        assert (faces.rasters[place] == sample.raster).all()
-        assert (faces.landmarks[place] == sample.landmarks).all()
+    for numbers in ([4, 2], [2, 11, 3]):  # a first visit, and one that goes by what it learned
+        faces = shards.read(entry, numbers)
+        for place, number in enumerate(numbers):
+            sample = from_fields(f"{entry.key}/{number:03d}", stored[number])
+            assert (faces.frames[place] == sample.frame).all()
+            assert (faces.rasters[place] == sample.raster).all()
+            assert (faces.landmarks[place] == sample.landmarks).all()
 
 
 def test_a_smaller_model_sees_smaller_frames_with_rasters_of_its_own(folder: Path) -> None:
@@ -222,17 +223,17 @@ def put_another_in_its_place(path: Path) -> None:
     path.write_bytes(other.read_bytes())
 
 
-@pytest.mark.parametrize(
-    ("harm", "message"),
-    [
-        (cut_at_member, "shard-0000.tar is truncated"),
-        (cut_inside_member, "shard-0000.tar is truncated"),
-        (break_header, "shard-0000.tar was altered"),
-        (flip_payload, "shard-0000.tar was altered"),
-        (remove, "shard-0000.tar is missing"),
-        (put_another_in_its_place, "shard-0000.tar (was altered|is truncated)"),
-    ],
-)
+HARMS = [
+    (cut_at_member, "shard-0000.tar is truncated"),
+    (cut_inside_member, "shard-0000.tar is truncated"),
+    (break_header, "shard-0000.tar was altered"),
+    (flip_payload, "shard-0000.tar was altered"),
+    (remove, "shard-0000.tar is missing"),
+    (put_another_in_its_place, "shard-0000.tar (was altered|is truncated)"),
+]
+
+
+@pytest.mark.parametrize(("harm", "message"), HARMS)
 @pytest.mark.parametrize("num_workers", [0, 1])
 def test_a_harmed_shard_is_named_before_its_samples_are_used(
     tmp_path: Path, harm: Callable[[Path], None], message: str, num_workers: int
@@ -255,6 +256,48 @@ def test_a_harmed_shard_is_named_before_its_samples_are_used(
         ):
             seen.extend(batch.keys)
     assert harmed.key not in seen
+
+
+@pytest.mark.parametrize(("harm", "message"), HARMS)
+def test_a_shard_that_is_harmed_between_two_visits_is_named(
+    tmp_path: Path, harm: Callable[[Path], None], message: str
+) -> None:
+    entry = make_shards(tmp_path).videos[0]
+    shards = Shards(tmp_path, image_px=PX)
+    shards.read(entry, range(4))
+    harm(tmp_path / "shard-0000.tar")
+    with pytest.raises(ValueError, match=message):
+        shards.read(entry, range(4))
+
+
+def test_a_changed_byte_never_reaches_a_sample(tmp_path: Path) -> None:
+    """Neither on a first visit, for which all bytes must be right, nor later, when the frames'."""
+    entry = make_shards(tmp_path).videos[0]
+    reader = FrameReader(str(tmp_path))
+    right = reader.read(entry, range(entry.num_frames))
+    path = tmp_path / "shard-0000.tar"
+    data = path.read_bytes()
+    num_named = 0
+    for place in range(entry.offset, entry.offset + entry.num_bytes, 211):
+        with path.open("r+b") as file:
+            file.seek(place)
+            file.write(bytes([data[place] ^ 4]))
+        with pytest.raises(ValueError, match="was altered"):
+            FrameReader(str(tmp_path)).read(entry, [0])
+        named = [n for n in range(entry.num_frames) if not gives(reader, entry, n, right[n])]
+        assert len(named) <= 1
+        num_named += len(named)
+        path.write_bytes(data)
+    assert num_named > entry.num_frames
+
+
+def gives(reader: FrameReader, entry: VideoEntry, number: int, right: dict[str, bytes]) -> bool:
+    try:
+        assert reader.read(entry, [number]) == [right]
+    except ValueError as error:
+        assert "shard-0000.tar was altered" in str(error)
+        return False
+    return True
 
 
 @pytest.mark.parametrize(
