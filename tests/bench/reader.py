@@ -24,12 +24,19 @@ import numpy as np
 import tyro
 from skimage.data import astronaut
 
-from pipeline.rasterize import draw, draw_each
+from pipeline.align import template
+from pipeline.config import FaceSpec
+from pipeline.rasterize import draw, draw_each, round_points
 from pipeline.sample import Sample, decode_picture, read_landmarks
-from pipeline.shard import FrameReader, Index, VideoEntry, read_span, tar_name
-from tests.pipeline.samples import write_shard
-from tests.train.bases import face_spec
-from tests.train.shards import face_points
+from pipeline.shard import (
+    FrameReader,
+    Index,
+    VideoEntry,
+    pack_shard,
+    read_span,
+    tar_name,
+    write_packed,
+)
 from train.data import Shards, make_loader, start_worker
 from train.order import visit
 
@@ -57,7 +64,7 @@ def make_photo_shards(folder: Path, *, num_videos: int = 40, px: int = 256) -> N
     for video in range(num_videos):
         samples = []
         for number in range(32):
-            points = face_points(px, shift=0.1 * number / 32)
+            points = round_points((0.2 + 0.6 * template() + (0.1 * number / 32, 0)) * px)
             frame = photo[video : video + px, 2 * number : 2 * number + px] // 2 + noise
             samples.append(
                 Sample(
@@ -75,8 +82,19 @@ def make_photo_shards(folder: Path, *, num_videos: int = 40, px: int = 256) -> N
                 )
             )
         videos.append(samples)
-    manifest = write_shard(str(folder), "shard", videos, 95)
-    Index.of([manifest], face_spec(px), config={}, provenance={}).save(str(folder))
+    packed = pack_shard("shard", videos, 95)
+    write_packed(str(folder), packed)
+    face = FaceSpec(
+        image_px=px,
+        crop_margin=0.4,
+        crop_rules="",
+        palette="",
+        backend="none",
+        detector="",
+        align_rules="",
+        weights_sha256="",
+    )
+    Index.of([packed.manifest], face, config={}, provenance={}).save(str(folder))
 
 
 @dataclass(frozen=True, kw_only=True)
