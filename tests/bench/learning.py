@@ -50,9 +50,9 @@ SHEET_TARGETS = 4
 class Settings:
     """Judge runs on held-out people."""
 
-    shards: Path
+    shards: Path = Path("data/shards")
     """Folder of shards with held-out people."""
-    runs: tuple[Path, ...]
+    runs: tuple[Path, ...] = (Path("runs/meta"),)
     """Run folders of train/meta_train.py."""
     num_sources: int = 8
     """K."""
