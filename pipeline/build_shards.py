@@ -51,7 +51,7 @@ from pipeline.progress import Watch, summary
 from pipeline.report import REPORT, write_report
 from pipeline.shard import INDEX, REJECTS, Index
 from pipeline.stages import Align, Builder, Work
-from pipeline.storage import absolute, join
+from pipeline.storage import absolute, hold, join
 
 FAN_CPU_S = 0.5
 """What a frame costs fan and its detector on one CPU core, roughly."""
@@ -275,7 +275,7 @@ def catch_signals() -> dict[signal.Signals, Any]:
 
 
 def build(config: BuildConfig, plan: Plan, console: Console) -> int:
-    """Build what is missing, then the index; returns the exit status."""
+    """See what there is to build with, and build in the output folder; returns the exit status."""
     is_our_own = connect(config)
     catch_signals()  # once more: Ray has put its own in their place
     cluster = ray.cluster_resources()
@@ -288,6 +288,18 @@ def build(config: BuildConfig, plan: Plan, console: Console) -> int:
     # The weights are on every node; the driver reads them for their sha256 alone.
     spec = face_spec(identify(config.align), config.crop)
     record = ledger.record_of(plan, config, spec, resources.device)
+    with hold(config.output):
+        return build_missing(config, plan, record, resources, console)
+
+
+def build_missing(
+    config: BuildConfig,
+    plan: Plan,
+    record: ledger.Record,
+    resources: Resources,
+    console: Console,
+) -> int:
+    """Build what is missing, then the index; returns the exit status."""
     ledger.claim(config.output, record)
     done = ledger.read_done(config.output, plan)
     shards = ledger.pending(plan, done, config.retry_rejects)
@@ -295,13 +307,14 @@ def build(config: BuildConfig, plan: Plan, console: Console) -> int:
     done = {name: done[name] for name in done.keys() - {shard.name for shard in shards}}
     if done:
         console.print(f"{len(done)} of {len(plan.shards)} shards are done already.")
+    num_cpus = ray.cluster_resources().get("CPU", 1)
     started_s = time.monotonic()
     finished: Sequence[Work] = ()
     if shards:
         warn_of_slow_cpu(shards, config, resources, console)
         read_done = functools.partial(ledger.read_done, config.output, plan)
         with Watch(console, done, len(plan.shards), read_done):
-            finished = run_graph(shards, config, spec, resources).finished
+            finished = run_graph(shards, config, record.face, resources).finished
         done = ledger.read_done(config.output, plan, done)
     wall_s = time.monotonic() - started_s
 
@@ -317,7 +330,6 @@ def build(config: BuildConfig, plan: Plan, console: Console) -> int:
     cpu_s = sum((Counter(work.cpu_s) for work in finished), Counter())
     num_videos = sum(len(work.shard.videos) for work in finished)
     num_held_out = plan.describe()["held-out videos"]
-    num_cpus = cluster.get("CPU", 1)
     console.print(summary(index, num_held_out, cpu_s, num_videos, wall_s, num_cpus))
     return conclude(config, index, console)
 

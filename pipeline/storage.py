@@ -7,13 +7,14 @@ and commits an interrupted stream as half an object, so there a file is one put 
 
 import contextlib
 import errno
+import fcntl
 import functools
 import importlib
 import os
 import sys
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -152,8 +153,39 @@ def remove_file(folder: str, name: str) -> None:
     (Path(_local(folder)) / name).unlink(missing_ok=True)
 
 
+@contextlib.contextmanager
+def hold(folder: str) -> Iterator[None]:
+    """Keep a local folder to this process, and make it; ValueError when another process has it.
+
+    The kernel locks the folder itself, and lets go when the process ends in whatever way: no file
+    is left, and no lock. A network file system may see to this machine alone. An object store has
+    no locks, and needs none: nothing there is unfinished.
+    """
+    if is_remote(folder):
+        yield
+        return
+    try:
+        Path(_local(folder)).mkdir(parents=True, exist_ok=True)
+        handle = os.open(_local(folder), os.O_RDONLY)
+    except OSError as error:
+        raise StorageError(f"Can't write to {folder}: {error.strerror or error}.") from error
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(
+                f"Another build is at work in {folder}. Wait until it has ended, or give another "
+                "--output."
+            ) from None
+        except OSError:  # some network file systems can't lock a folder
+            pass
+        yield
+    finally:
+        os.close(handle)
+
+
 def sweep(folder: str) -> None:
-    """Delete the unfinished files that a killed run left."""
+    """Delete the unfinished files that a killed run left. Whoever does must `hold` the folder."""
     for name in list_files(folder):
         if name.startswith(TEMPORARY):
             remove_file(folder, name)

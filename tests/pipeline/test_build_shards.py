@@ -520,6 +520,25 @@ def test_a_gpu_that_is_not_there_is_not_waited_for(videos, script, tmp_path):
     assert not (tmp_path / "shards").exists()
 
 
+def test_a_folder_is_built_by_one_job_at_a_time(built, videos, script, tmp_path, monkeypatch):
+    output = tmp_path / "shards"
+    run_graph = build_shards.run_graph
+
+    def start_another_then_go_on(*args):
+        unfinished = output / ".tmp-train-000000.tar-1234"
+        unfinished.write_bytes(b"half a shard")
+        status, said = finish(start(script, videos, output, "--num-cpus", "1"))
+        assert status == 1
+        assert f"error: Another build is at work in {output}." in said, said
+        assert unfinished.exists()
+        return run_graph(*args)
+
+    monkeypatch.setattr(build_shards, "run_graph", start_another_then_go_on)
+    assert build(videos, output) == 0
+    assert content(output) == content(built)
+    assert {p.suffix for p in output.iterdir()} == {".tar", ".json", ".jsonl", ".html"}
+
+
 def whole_shards(output: Path) -> Sequence[Path]:
     return sorted(output.glob("*-*.json"))
 

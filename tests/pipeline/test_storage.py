@@ -1,7 +1,10 @@
 """Files appear whole or not at all."""
 
 import errno
+import fcntl
 import os
+import subprocess
+import sys
 
 import pytest
 
@@ -33,6 +36,52 @@ def test_sweep_removes_only_unfinished_files(tmp_path):
     (tmp_path / "train-000000.tar").write_bytes(b"whole")
     storage.sweep(str(tmp_path))
     assert storage.list_files(str(tmp_path)) == {"train-000000.tar": 5}
+
+
+HOLDER = """
+import subprocess, sys
+from pipeline.storage import hold
+with hold(sys.argv[1]):
+    child = subprocess.Popen(["sleep", "60"], stdout=subprocess.DEVNULL)
+    print(child.pid, flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_a_folder_is_held_by_one_process_until_it_ends_in_any_way(tmp_path):
+    folder = str(tmp_path / "new" / "shards")
+    command = [sys.executable, "-c", HOLDER, folder]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
+        assert holder.stdout is not None
+        child = int(holder.stdout.readline())
+        with pytest.raises(ValueError, match="Another build is at work in"), storage.hold(folder):
+            pass
+        holder.kill()
+    try:  # what the holder has started may live on
+        for _ in range(2):
+            with storage.hold(folder):
+                assert storage.list_files(folder) == {}
+    finally:
+        os.kill(child, 9)
+
+
+def test_where_there_are_no_locks_nothing_is_held(tmp_path, monkeypatch):
+    with storage.hold("memory://bucket/held"), storage.hold("memory://bucket/held"):
+        assert storage.list_files("memory://bucket/held") == {}
+
+    def none(handle, operation):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", none)
+    with storage.hold(str(tmp_path)), storage.hold(str(tmp_path)):
+        pass
+
+
+def test_a_folder_that_cannot_be_is_named(tmp_path):
+    (tmp_path / "file").touch()
+    file = str(tmp_path / "file")
+    with pytest.raises(storage.StorageError, match="/file: File exists"), storage.hold(file):
+        pass
 
 
 def test_unknown_store_is_named():
