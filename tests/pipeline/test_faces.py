@@ -3,7 +3,6 @@
 import dataclasses
 from collections.abc import Sequence
 from itertools import zip_longest
-from pathlib import Path
 from typing import Any
 
 import cv2
@@ -24,32 +23,23 @@ from pipeline.align import (
 )
 from pipeline.config import CropConfig, DecodeConfig
 from pipeline.crop import crop_id
-from pipeline.decode import SegmentFrames, decode_video, iter_frames
+from pipeline.decode import SegmentFrames, decode_video
 from pipeline.faces import (
-    CUT,
-    FROZEN,
-    GOOD,
-    MIN_FACE_PX,
-    NO_FACE,
-    TOO_SMALL,
     Judged,
     evenly,
     face_spec,
     faces_id,
     faces_of,
     find_and_judge,
-    judge,
-    judge_files,
-    outside_longest_shot,
     read_faces,
     require_aligner,
 )
+from pipeline.judge import GOOD, judge_files
 from pipeline.plan import Segment, Video
 from pipeline.rasterize import draw
 from pipeline.sample import Reject, thumbnail_of
+from tests.pipeline.scenes import astronaut_sways, face_at, other_talks, scene, segment
 from tests.pipeline.videos import write_video
-
-TALKER = Path(__file__).parents[2] / "data/demo/videos/single_face/single_face.mp4"
 
 SPEC = face_spec(NullAligner(), CropConfig(image_px=48, margin=0.3))
 
@@ -57,31 +47,6 @@ SPEC = face_spec(NullAligner(), CropConfig(image_px=48, margin=0.3))
 @pytest.fixture(scope="module")
 def dlib_aligner():
     return DlibAligner()
-
-
-def scene(seed: int, num_frames: int, height: int = 90, width: int = 120) -> np.ndarray:
-    """A blurred random backdrop that gets a little lighter from frame to frame."""
-    rng = np.random.default_rng(seed)
-    backdrop = cv2.resize(rng.integers(0, 200, (6, 8, 3), np.uint8), (width, height))
-    return np.stack([backdrop + np.uint8(4 * i) for i in range(num_frames)])
-
-
-def face_at(num_frames: int, left: float = 35, top: float = 20, side: float = 50) -> Landmarks:
-    """The same face in the same place in each frame."""
-    points = template() * side + np.array([left, top])
-    box = np.array([left, top, left + side, top + side])
-    return Landmarks(
-        points=np.repeat(points[None], num_frames, axis=0).astype(np.float32),
-        boxes=np.repeat(box[None], num_frames, axis=0).astype(np.float32),
-        scores=np.linspace(0.5, 1, num_frames).astype(np.float32),
-        found=np.ones(num_frames, np.bool_),
-    )
-
-
-def segment(pixels: np.ndarray, name: str = "s", fps: float = 4.0) -> SegmentFrames:
-    return SegmentFrames(
-        segment=name, pixels=pixels, pts_s=np.arange(len(pixels)) / fps, original=f"{name}.mp4"
-    )
 
 
 def judged(segments: Sequence[SegmentFrames], landmarks: Sequence[Landmarks]) -> Judged:
@@ -200,52 +165,6 @@ def test_evenly_takes_all_when_there_are_few_and_spreads_otherwise():
             assert set(chosen) <= set(range(num_items))
 
 
-def test_frames_without_a_face_are_left_out():
-    found = face_at(6)
-    found.found[[1, 4]] = False
-    assert judge([*scene(1, 6)], found).tolist() == [GOOD, NO_FACE, GOOD, GOOD, NO_FACE, GOOD]
-    assert {s.pts_s * 4 for s in make(scene(1, 6), found)} == {0, 2, 3, 5}
-
-
-def test_small_faces_are_left_out():
-    found = face_at(5, side=MIN_FACE_PX * 2)
-    found.points[2] = face_at(1, side=MIN_FACE_PX * 0.9).points[0]
-    assert judge([*scene(1, 5)], found)[2] == TOO_SMALL
-
-
-def test_a_jump_to_another_face_keeps_the_longer_stay():
-    found = face_at(9, left=5, side=40)
-    found.points[6:] = face_at(3, left=70, side=40).points
-    assert judge([*scene(1, 9)], found).tolist() == [GOOD] * 6 + [CUT] * 3
-
-
-def test_a_cut_to_another_scene_keeps_the_longer_shot():
-    frames = [*scene(1, 4), *(255 - scene(1, 7))]
-    assert judge(frames, face_at(11)).tolist() == [CUT] * 4 + [GOOD] * 7
-
-
-def test_a_cut_between_segments_of_one_file_is_seen():
-    pixels, found = [scene(1, 4), 255 - scene(1, 7)], [face_at(4), face_at(7)]
-    files = [segment(part, name) for part, name in zip(pixels, "ab", strict=True)]
-    assert [v.tolist() for v in judge_files(files, found)] == [[GOOD] * 4, [GOOD] * 7]
-    one_file = [dataclasses.replace(part, original="film.mp4") for part in files]
-    assert [v.tolist() for v in judge_files(one_file, found)] == [[CUT] * 4, [GOOD] * 7]
-
-
-def astronaut_sways(num_frames: int) -> list[np.ndarray]:
-    """Head and shoulders of one person, h 210, w 240, moved about by a few pixels."""
-    tops = [round(6 + 5 * np.sin(i / 3)) for i in range(num_frames)]
-    lefts = [round(105 + 8 * np.cos(i / 5)) for i in range(num_frames)]
-    return [astronaut()[y : y + 210, x : x + 240] for y, x in zip(tops, lefts, strict=True)]
-
-
-def other_talks(num_frames: int) -> list[np.ndarray]:
-    """Head and shoulders of another, just as large, forwards and backwards in turn."""
-    frames = [pixels[4:214, 55:295] for pixels, _ in iter_frames(TALKER, 380)]
-    loop = frames + frames[-2:0:-1]
-    return [loop[3 * i % len(loop)] for i in range(num_frames)]
-
-
 def test_two_people_one_after_the_other_in_a_file_are_not_one_person(dlib_aligner, tmp_path):
     """The cut lies inside the second of three segments."""
     pictures = astronaut_sways(48) + other_talks(64)
@@ -263,24 +182,10 @@ def test_two_people_one_after_the_other_in_a_file_are_not_one_person(dlib_aligne
     assert len(samples) > 24
 
 
-@pytest.mark.parametrize("wall_px", [60, 120, 240])
-def test_a_cut_to_another_person_before_the_same_wall_is_seen(dlib_aligner, wall_px):
-    size = 150
-    heads = np.stack([p[:size, 50:190] for p in astronaut_sways(7) + other_talks(12)])
-    wall = scene(5, 1, height=size + wall_px, width=140 + wall_px)
-    pixels = np.repeat(wall, len(heads), axis=0)
-    pixels[:, wall_px // 2 :][:, :size, wall_px // 2 :][:, :, :140] = heads
-    found = dlib_aligner.landmarks(pixels)
-    assert found.found.all()
-    assert outside_longest_shot([*pixels], found.points).tolist() == [True] * 7 + [False] * 12
-
-
-def test_a_frozen_picture_counts_once():
-    pixels = scene(1, 8)
-    pixels[3:6] = pixels[2]
-    found = face_at(8)
-    found.points[4] += 1.5  # backends tremble
-    assert judge([*pixels], found).tolist() == [GOOD] * 3 + [FROZEN] * 3 + [GOOD] * 2
+def test_only_good_frames_become_samples():
+    found = face_at(6)
+    found.found[[1, 4]] = False
+    assert {s.pts_s * 4 for s in make(scene(1, 6), found)} == {0, 2, 3, 5}
 
 
 def test_too_few_good_frames_are_a_reject_that_accounts_for_all():
@@ -423,8 +328,8 @@ def test_a_constant_that_changes_the_crop_changes_its_name(monkeypatch):
     assert crop_id() != before
 
 
-@pytest.mark.parametrize("name", ["MIN_FACE_PX", "COUNTED_PX", "CUT_FACES", "PNG_FLAGS"])
+@pytest.mark.parametrize("name", ["faces.PNG_FLAGS", "judge.MIN_FACE_PX", "judge.CUT_FACES"])
 def test_a_constant_that_changes_samples_changes_the_name_of_their_rules(monkeypatch, name):
     before = faces_id()
-    monkeypatch.setattr(f"pipeline.faces.{name}", (7,) if name == "PNG_FLAGS" else 7)
+    monkeypatch.setattr(f"pipeline.{name}", (7,))
     assert faces_id() != before

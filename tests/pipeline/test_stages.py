@@ -10,8 +10,9 @@ import pytest
 from pipeline import stages
 from pipeline.align import NullAligner
 from pipeline.config import AlignConfig, BuildConfig, CropConfig, DecodeConfig
-from pipeline.faces import GOOD, Judged, face_spec
+from pipeline.faces import Judged, face_spec
 from pipeline.isolate import Decoder
+from pipeline.judge import GOOD
 from pipeline.plan import Segment, Shard, Video
 from pipeline.sample import Reject
 from pipeline.shard import Manifest
