@@ -66,7 +66,7 @@ demo: $(READY) demo-footage ## the whole way on real footage: video -> shards ->
 	@echo "film      $(DEMO)/film.mp4"
 
 bench: $(READY) ## measure: medians and ratios within one run, a table each
-	for bench in plan whole_job reader rows step; do $(BIN)/python tests/bench/$$bench.py || exit 1; done
+	for bench in plan whole_job reader rows step memory; do $(BIN)/python tests/bench/$$bench.py || exit 1; done
 
 clean: ## remove what the demo made; the footage stays
 	rm -rf $(DEMO)/shards $(DEMO)/run $(DEMO)/*.pt $(DEMO)/*.png $(DEMO)/film.mp4

@@ -22,7 +22,7 @@ from model.perceptual import VGG19_MEAN, VGG19_STD, Perceptual, make_perceptual
 from model.vgg import VGG, VGG19_CONVS
 from train.config import PRESETS, MetaConfig
 from train.data import VisitBatch
-from train.learner import make_learner
+from train.learner import Learner, make_learner
 from train.step import meta_step
 from train.world import World
 
@@ -45,7 +45,9 @@ def main(argv: list[str] | None = None) -> None:
     torch.set_num_threads(args.threads)
     print("precision  ceiling GFLOP/s  step GFLOP  step s  step GFLOP/s  share of ceiling")
     for precision in args.precision:
-        step = make_step(args, precision)
+        config = replace(PRESETS[args.preset], precision=precision, compile=args.compile)
+        learner = make_learner(config, 16, torch.device("cpu"))
+        step = make_step(learner, config, args.perceptual, args.batch, args.num_sources)
         ceiling = measure_ceiling(DTYPES[precision], args.repeats)
         step()
         with FlopCounterMode(display=False) as counter:
@@ -62,19 +64,18 @@ def main(argv: list[str] | None = None) -> None:
             print_profile(step)
 
 
-def make_step(args: argparse.Namespace, precision: str) -> Callable[[], object]:
-    """Build the whole step on one batch: generator turn, discriminator turns, updates, averages."""
-    preset = PRESETS[args.preset]
-    config: MetaConfig = replace(preset, precision=precision, compile=args.compile)
-    world = World(rank=0, size=1, device=torch.device("cpu"))
-    learner = make_learner(config, 16, world.device)
-    if args.compile:
+def make_step(
+    learner: Learner, config: MetaConfig, perceptual: str, num_visits: int, num_sources: int
+) -> Callable[[], object]:
+    """Return the whole step on one batch: all turns, updates and averages."""
+    if config.compile:
         for network in (learner.embedder, learner.generator, learner.discriminator):
             network.compile()
-    perceptual = random_vgg() if args.perceptual == "vgg" else make_perceptual("lite")
-    perceptual = perceptual.to(memory_format=torch.channels_last)  # pyright: ignore
-    batch = random_batch(args.batch, args.num_sources, config.model.image_px)
-    return lambda: meta_step(learner, [batch], config, perceptual=perceptual, world=world)
+    judge = random_vgg() if perceptual == "vgg" else make_perceptual("lite")
+    judge = judge.to(memory_format=torch.channels_last)  # pyright: ignore
+    batch = random_batch(num_visits, num_sources, config.model.image_px)
+    world = World(rank=0, size=1, device=torch.device("cpu"))
+    return lambda: meta_step(learner, [batch], config, perceptual=judge, world=world)
 
 
 def random_vgg() -> Perceptual:
