@@ -124,8 +124,8 @@ class MetaConfig:
     turns: tuple[Turn, ...] = ("generator", "discriminator", "discriminator")
     """The turns of one step, in order. Discriminators judge the last generator turn's picture."""
     accumulate: int = 1
-    """Parts that a rank's share of a step is computed in, to save memory: a visit of the paper preset
-    takes 0.7 to 1 GB beside the 1.3 GB that last."""
+    """Parts that a rank's share of a step is computed in, to save memory: a visit takes 0.7 to
+    1 GB in the paper preset, beside the 1.3 GB that last."""
     precision: Literal["bf16", "fp32"] = "bf16"
     """Arithmetic of the networks; weights, losses and optimisers stay fp32."""
     channels_last: bool = True
