@@ -19,7 +19,7 @@ from pipeline.align import Aligner, Box, Identified, Landmarks, Lasts
 from pipeline.config import CropConfig, DecodeConfig, FaceSpec, rules_id
 from pipeline.crop import Square, crop, crop_id, square_of, to_crop
 from pipeline.decode import SegmentFrames, decode_video, iter_frames
-from pipeline.judge import GOOD, judge_files, judge_id
+from pipeline.judge import GOOD, judge_files
 from pipeline.plan import VIDEO_SUFFIXES, Segment, Video, safe_id
 from pipeline.rasterize import draw, palette_id, round_points
 from pipeline.sample import PNG_FLAGS, Reject, Sample, thumbnail_of
@@ -50,8 +50,8 @@ class Judged:
 
 
 def faces_id() -> str:
-    """Name the rules by which frames become samples: a hash that changes whenever one does."""
-    return rules_id(judge_id(), *PNG_FLAGS, "num_frames first, the others where one of them is bad")
+    """Name the rules by which good frames become samples: a hash that changes when one does."""
+    return rules_id(*PNG_FLAGS, "num_frames first, the others where one of them is bad")
 
 
 def face_spec(aligner: Identified, config: CropConfig) -> FaceSpec:

@@ -20,6 +20,7 @@ import av
 from pipeline.config import BuildConfig, FaceSpec
 from pipeline.decode import decode_id
 from pipeline.faces import faces_id
+from pipeline.judge import judge_id
 from pipeline.plan import Plan, Shard
 from pipeline.sample import FIELDS, SCHEMA, decode_picture
 from pipeline.shard import (
@@ -90,7 +91,7 @@ def record_of(plan: Plan, config: BuildConfig, face: FaceSpec, device: str) -> R
         plan={**plan.describe(), "sha256": plan.sha256},
         config={**deciding(config), "device": device},
         face=face,
-        rules={"decode": decode_id(), "faces": faces_id()},
+        rules={"decode": decode_id(), "judge": judge_id(), "faces": faces_id()},
         libraries=libraries,
     )
 

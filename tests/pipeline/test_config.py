@@ -49,7 +49,7 @@ def test_every_setting_is_bound_or_exempt_for_a_reason():
 @pytest.mark.parametrize(
     "constant",
     [
-        *(f"faces.{name}" for name in (
+        *(f"judge.{name}" for name in (
             "MIN_FACE_PX", "THUMB_PX", "FROZEN_LEVELS", "SAME_FACE_IOU", "CUT_COLOURS",
             "DOUBTFUL_COLOURS", "DOUBTFUL_FACE_COLOURS", "CUT_FACES", "FACE_MARGIN",
         )),
