@@ -199,10 +199,9 @@ def print_people(clips: Sequence[Clip], verdicts: Sequence[Verdict]) -> None:
     print(f"{'':40}" + "".join(f"{title:>15}" for title in titles))
     rows = [(clip.key, list(vars(v).values())) for clip, v in zip(clips, verdicts, strict=True)]
     medians = [statistics.median(column) for column in zip(*(row for _, row in rows), strict=True)]
-    order = (0, 1, 2, 3, 4, 5)
     for name, row in [*rows, ("median", medians)]:
         star = "*" if name != "median" and row[0] > MOVING else " "
-        print(f"{name[:38]:38} {star}" + "".join(f"{row[i]:15.3f}" for i in order))
+        print(f"{name[:38]:38} {star}" + "".join(f"{value:15.3f}" for value in row))
     print("* moves")
 
 
