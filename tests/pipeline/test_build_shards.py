@@ -545,9 +545,10 @@ def whole_shards(output: Path) -> Sequence[Path]:
 
 def kill_midway(process: subprocess.Popen[str], output: Path, number: int, num_shards: int) -> None:
     """Send a signal when so many shards are done."""
-    end = time.monotonic() + 90
-    while len(whole_shards(output)) < num_shards and time.monotonic() < end:
+    end = time.monotonic() + 300
+    while len(whole_shards(output)) < num_shards:
         assert process.poll() is None, process.communicate()
+        assert time.monotonic() < end, f"no {num_shards} shards in five minutes"
         time.sleep(0.01)
     process.send_signal(number)
 
