@@ -256,7 +256,7 @@ def test_damage_costs_frames_up_to_the_next_key_frame(tmp_path):
         np.array_equal(pixels, clean[t])
         for pixels, t in zip(segment.pixels, segment.pts_s, strict=True)
     ]
-    # A decoder may notice a few frames late; how many depends on what the encoder made of the noise.
+    # A decoder may notice a few frames late, depending on what the encoder made of the noise.
     assert same.count(False) <= 3
 
 
