@@ -359,7 +359,7 @@ def conclude(config: BuildConfig, index: Index, console: Console) -> int:
     console.print(
         f"{rate:.0%} of the videos were rejected, more than max_reject_rate "
         f"({config.max_reject_rate:.0%}): see rejects.jsonl. The shards are whole; if the rejects "
-        "are right, raise --max-reject-rate.",
+        "are right, raise --max-reject-rate; --retry-rejects tries their shards again.",
         soft_wrap=True,
     )
     return 1
@@ -390,7 +390,7 @@ def root_of(error: BaseException) -> BaseException:
 def explain(error: BaseException) -> str:
     """Say in a line what ended the job."""
     root = root_of(error)
-    said = str(root).strip()
+    said, _, _ = str(root).strip().partition("\nFailed to apply UDF")  # which Ray adds to it
     if not isinstance(root, RayError):
         return said or type(root).__name__
     if told := TOLD.findall(str(error)):

@@ -74,8 +74,8 @@ class AlignConfig:
     """fan: the paper's face-alignment network (GPU wanted). dlib: 68 points on the CPU, for trying
     things out; needs the `dlib` extra. null: a fixed face, to measure all the rest."""
     detector: str = "sfd"
-    """Face detector of the fan backend: sfd, blazeface, retinaface, yunet. The others bring their
-    own."""
+    """Face detector of the fan backend: sfd, blazeface, retinaface or yunet. Other backends have
+    their own."""
     weights_dir: str | None = None
     """Folder with the fan backend's weights. Default: where torch.hub keeps its downloads."""
     device: Literal["auto", "cpu", "cuda"] = "auto"

@@ -156,13 +156,21 @@ def _walk(folder: str) -> Iterable[str]:
         listed.add(real)
         for entry in _entries(f"{folder}/{prefix}"):
             name = prefix + entry.name
-            if not entry.is_dir():
+            if not _is_folder(entry):
                 if _is_video(name):
                     yield name
             elif entry.is_symlink():
                 heapq.heappush(links, name)
             else:
                 waiting.append((f"{name}/", f"{real}/{entry.name}"))
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    """Tell folders; a link that leads nowhere, or to itself, is none."""
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False
 
 
 def _entries(folder: str) -> list[os.DirEntry[str]]:
@@ -198,15 +206,14 @@ def _group(paths: Sequence[str]) -> dict[tuple[str, str], list[str]]:
     """Gather the files of each (person, video), as safe ids."""
     named = [(path, *_names(path)) for path in paths]
     # Two files that are videos of their own may differ in their suffix alone, or share the name of
-    # a folder: these keep their whole names.
+    # a folder: these videos are called by their whole paths, and their person stays who it is.
     taken = Counter((person, video) for _, person, video, alone in named if alone)
     taken.update({(person, video) for _, person, video, alone in named if not alone})
     grouped = defaultdict(list)
     names: dict[tuple[str, ...], str] = {}
     for path, person, video, alone in named:
         if alone and taken[person, video] > 1:
-            whole = path.rsplit("/", 1)[-1]
-            person, video = (whole if _at_root(path) else person), whole  # noqa: PLW2901
+            video = path  # noqa: PLW2901
         key = safe_id(person), safe_id(video)
         _require_one_name(names, key[:1], person)
         _require_one_name(names, key, path if alone else f"{person}/{video}/")
@@ -224,14 +231,10 @@ def _require_one_name(names: dict[tuple[str, ...], str], key: tuple[str, ...], n
         )
 
 
-def _at_root(path: str) -> bool:
-    return "/" not in VOXCELEB.sub("", path)
-
-
 def _names(path: str) -> tuple[str, str, bool]:
     """Read person and video from a path, and whether the file is a whole video by itself."""
     *folders, file = VOXCELEB.sub("", path).split("/")
-    stem = PurePosixPath(file).stem if "." in file else file
+    stem = PurePosixPath(file).stem
     if not folders:
         return stem, stem, True
     if len(folders) == 1:
@@ -267,16 +270,12 @@ def _chance(seed: int, name: str) -> bytes:
 
 def _segments(files: Sequence[str]) -> tuple[Segment, ...]:
     """Name a video's files by their stems, or by all of their path where two stems agree."""
-    stems = [PurePosixPath(f).stem for f in files] if len(files) > 1 else [_stem(files[0])]
+    stems = [PurePosixPath(file).stem for file in files]
     repeated = {stem for stem, count in Counter(stems).items() if count > 1}
     return tuple(
         Segment(path=path, name=safe_id(path if stem in repeated else stem))
         for path, stem in zip(files, stems, strict=True)
     )
-
-
-def _stem(path: str) -> str:
-    return PurePosixPath(path).stem
 
 
 def _shards(videos: Sequence[Video], seed: int) -> Iterable[Shard]:

@@ -55,7 +55,7 @@ class Sample:
 
     landmarks and box (left, top, right, bottom) are in pixels of the stored frame, landmarks in
     multiples of 1/8 px: the raster is drawn from exactly these. score is the backend's own scale.
-    person, video and segment are safe ids; originals says which files they stand for.
+    person, video and segment are safe ids; original is the input's file that they stand for.
     """
 
     person: str

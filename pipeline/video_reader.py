@@ -7,7 +7,10 @@ player, are applied.
 """
 
 import contextlib
+import errno
 import math
+import os
+import re
 import stat
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -109,8 +112,6 @@ def _as_unreadable(address: str) -> Iterator[None]:
     except av.error.FFmpegError as error:
         _blame_storage(address, error)
         raise UnreadableError(f"can't be opened: {error.strerror}") from None
-    except FileNotFoundError:
-        raise UnreadableError("can't be opened: No such file or directory") from None
     except store_errors() as error:
         if is_remote(address):
             raise StorageError(f"Can't read {address}: {error}") from error
@@ -121,7 +122,14 @@ def _as_unreadable(address: str) -> Iterator[None]:
 
 def _blame_storage(address: str, error: Exception) -> None:
     """Raise StorageError if the file's bytes can't be read; damaged files give the same errors."""
-    if getattr(error, "errno", None) not in TRANSIENT or is_remote(address):
+    if is_remote(address):
+        return
+    number = getattr(error, "errno", None)
+    if number == errno.ENOENT and not os.path.lexists(address):
+        raise StorageError(
+            f"{address} was there when the job was planned, and is not: is its folder mounted here?"
+        ) from error
+    if number not in TRANSIENT:
         return
     try:
         with Path(address).open("rb") as file:
@@ -281,8 +289,8 @@ def _seconds(ticks: int | None, stream: VideoStream) -> float:
 
 def _duration_s(container: InputContainer, stream: VideoStream) -> float:
     """Tell how long the picture track is, in seconds, above 0; by its packets if no header can."""
-    length_s = _seconds(stream.duration, stream)
-    if length_s <= 0 and container.duration:
+    length_s = _seconds(stream.duration, stream) or _tagged_length_s(stream)
+    if length_s <= 0 and container.duration and len(container.streams) == 1:
         length_s = container.duration / av.time_base
     if length_s <= 0 or container.format.name in UNINDEXED:
         with contextlib.suppress(av.error.FFmpegError):
@@ -293,3 +301,12 @@ def _duration_s(container: InputContainer, stream: VideoStream) -> float:
             ]
             length_s = max(ends_s, default=0.0) - _seconds(stream.start_time, stream)
     return max(length_s, MIN_LENGTH_S)
+
+
+def _tagged_length_s(stream: VideoStream) -> float:
+    """Read when the track ends from Matroska's tag, "00:01:02.880000000"; 0 without it."""
+    tag = re.fullmatch(r"(\d+):(\d+):(\d+(?:\.\d+)?)", stream.metadata.get("DURATION", ""))
+    if not tag:
+        return 0.0
+    hours, minutes, seconds = map(float, tag.groups())
+    return 3600 * hours + 60 * minutes + seconds - _seconds(stream.start_time, stream)

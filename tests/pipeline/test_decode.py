@@ -17,6 +17,7 @@ from pipeline.decode import (
 )
 from pipeline.plan import Segment, Video
 from pipeline.sample import Reject
+from pipeline.storage import StorageError
 from pipeline.video_reader import video_info
 from tests.pipeline.videos import (
     HEIGHT,
@@ -223,6 +224,12 @@ def test_bad_files_are_rejected_by_name(tmp_path, spoil, reason):
     assert (decoded.segments.id, decoded.segments.stage) == ("ann/talk", "decode")
     assert reason in decoded.segments.reason
     assert [d.id for d in decoded.damaged] == ["ann/talk/bad"]
+
+
+def test_a_file_that_went_away_is_no_reject(tmp_path):
+    """The next try, or the next node, may see it again."""
+    with pytest.raises(StorageError, match=r"gone\.mp4 was there when the job was planned"):
+        decode(tmp_path / "gone.mp4")
 
 
 @pytest.mark.parametrize(("spoil", "reason"), BAD_FILES)
