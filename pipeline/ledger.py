@@ -207,7 +207,7 @@ def pending(plan: Plan, done: Mapping[str, Manifest], retry_rejects: bool) -> li
         shard
         for shard in plan.shards
         if shard.name not in done
-        or (retry_rejects and (done[shard.name].rejects or done[shard.name].lost_segments))
+        or (retry_rejects and (done[shard.name].rejects or done[shard.name].damaged_files))
     ]
 
 
@@ -277,7 +277,7 @@ def _misindexed(folder: str, index: Index, sizes: Mapping[str, int]) -> Iterator
     for facts in (found, expected):
         for kind, key in (("shards", "name"), ("videos", "key"), ("rejects", "id")):
             facts[kind] = _by_name(facts[kind], key)
-        facts["lost_segments"] = _by_name(facts["lost_segments"], "id")
+        facts["damaged_files"] = _by_name(facts["damaged_files"], "id")
     for name, told, right in _changes(found, expected):
         source = RECORD if name.split(".")[0] in ("face", "config", "provenance") else "manifests"
         yield f"{INDEX}: {name} is {_brief(told)}, by the {source} it is {_brief(right)}"

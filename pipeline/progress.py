@@ -125,8 +125,8 @@ def summary(
     table.add_row("rejected", f"{totals['rejected']:,} of {totals['planned']:,} videos")
     for stage, reason, count in index.reasons():
         table.add_row("", f"{count:,}  {stage}: {reason}")
-    if index.lost_segments:
-        table.add_row("damaged files", f"{totals['lost_segments']:,}")
+    if index.damaged_files:
+        table.add_row("damaged files", f"{totals['damaged_files']:,}")
     if num_built:
         total_s = sum(cpu_s.values())
         shares = ", ".join(f"{stage} {s / total_s:.0%}" for stage, s in cpu_s.items())

@@ -283,13 +283,13 @@ def data_url(picture: UInt8[np.ndarray, "h w 3"]) -> str:
 
 def rejects(index: Index) -> str:
     """List what was refused, counted by reason and then by name."""
-    if not index.rejects and not index.lost_segments:
+    if not index.rejects and not index.damaged_files:
         return "<p>Nothing: every video gave frames.</p>"
     counts = table(
         ("videos", "stage", "reason"),
         [(f"{count:,}", stage, reason) for stage, reason, count in index.reasons()],
     )
-    named = [("video", r) for r in index.rejects] + [("file", r) for r in index.lost_segments]
+    named = [("video", r) for r in index.rejects] + [("file", r) for r in index.damaged_files]
     rows = [
         (what, reject.id, reject.stage, reject.reason, _picture(reject))
         for what, reject in named[:MAX_REJECTS]

@@ -74,7 +74,7 @@ class Manifest:
     sha256: str
     videos: tuple[VideoEntry, ...]
     rejects: tuple[Reject, ...]
-    lost_segments: tuple[Reject, ...]
+    damaged_files: tuple[Reject, ...]
 
     def to_json(self) -> bytes:
         """Turn it into the bytes of its file, always the same ones."""
@@ -94,7 +94,7 @@ class Manifest:
                 sha256=facts.pop("sha256"),
                 videos=_entries(VideoEntry, facts.pop("videos")),
                 rejects=_entries(Reject, facts.pop("rejects")),
-                lost_segments=_entries(Reject, facts.pop("lost_segments")),
+                damaged_files=_entries(Reject, facts.pop("damaged_files")),
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ValueError(f"Not the manifest of a shard: {error!r}") from error
@@ -171,9 +171,9 @@ def pack_shard(
     name: str,
     videos: Iterable[Outcome],
     jpeg_quality: int,
-    lost_segments: Sequence[Reject] = (),
+    damaged_files: Sequence[Reject] = (),
 ) -> PackedShard:
-    """Make a shard's files. lost_segments is read last: taking a video may add to it."""
+    """Make a shard's files. damaged_files is read last: taking a video may add to it."""
     data, entries, rejects = pack(name, videos, jpeg_quality)
     tar = data if entries else b""
     manifest = Manifest(
@@ -182,7 +182,7 @@ def pack_shard(
         sha256=hashlib.sha256(tar).hexdigest() if tar else "",
         videos=tuple(entries),
         rejects=tuple(rejects),
-        lost_segments=tuple(lost_segments),
+        damaged_files=tuple(damaged_files),
     )
     return PackedShard(tar=tar, manifest=manifest)
 
@@ -210,7 +210,7 @@ class Index:
     shards: tuple[ShardEntry, ...]
     videos: tuple[VideoEntry, ...]
     rejects: tuple[Reject, ...]
-    lost_segments: tuple[Reject, ...] = ()
+    damaged_files: tuple[Reject, ...] = ()
 
     @classmethod
     def of(
@@ -232,7 +232,7 @@ class Index:
             ),
             videos=_sorted(v for m in manifests for v in m.videos),
             rejects=_sorted((r for m in manifests for r in m.rejects), key="id"),
-            lost_segments=_sorted((r for m in manifests for r in m.lost_segments), key="id"),
+            damaged_files=_sorted((r for m in manifests for r in m.damaged_files), key="id"),
         )
 
     @cached_property
@@ -242,7 +242,7 @@ class Index:
             "planned": len(self.videos) + len(self.rejects),
             "accepted": len(self.videos),
             "rejected": len(self.rejects),
-            "lost_segments": len(self.lost_segments),
+            "damaged_files": len(self.damaged_files),
             "persons": len({v.person for v in self.videos}),
             "frames": sum(v.num_frames for v in self.videos),
             "shards": len(self.shards),
@@ -263,7 +263,7 @@ class Index:
         """List the rejects for people and grep, a line each, without their thumbnails."""
         lines = [
             json.dumps({"what": what, "id": r.id, "stage": r.stage, "reason": r.reason}) + "\n"
-            for what, rejects in (("video", self.rejects), ("segment", self.lost_segments))
+            for what, rejects in (("video", self.rejects), ("file", self.damaged_files))
             for r in rejects
         ]
         return "".join(lines).encode()
@@ -279,7 +279,7 @@ class Index:
             "shards": [asdict(s) for s in self.shards],
             "videos": [{"key": v.key, **asdict(v)} for v in self.videos],
             "rejects": [asdict(r) for r in self.rejects],
-            "lost_segments": [asdict(r) for r in self.lost_segments],
+            "damaged_files": [asdict(r) for r in self.damaged_files],
         }
         return json.dumps(facts, indent=1).encode()
 
@@ -321,7 +321,7 @@ class Index:
             shards=_entries(ShardEntry, facts["shards"]),
             videos=_sorted(_entries(VideoEntry, videos)),
             rejects=_entries(Reject, facts["rejects"]),
-            lost_segments=_entries(Reject, facts["lost_segments"]),
+            damaged_files=_entries(Reject, facts["damaged_files"]),
         )
 
 
