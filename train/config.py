@@ -1,6 +1,7 @@
 """What a meta-training run is made of, as one frozen value, and the three presets."""
 
 from dataclasses import dataclass, field, replace
+from math import isfinite
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -63,8 +64,8 @@ class LossWeights:
 
     def __post_init__(self) -> None:
         for term, weight in vars(self).items():
-            if weight < 0:
-                raise ValueError(f"loss.{term} is {weight}: give 0 or more")
+            if not (weight >= 0 and isfinite(weight)):
+                raise ValueError(f"loss.{term} is {weight}: give a finite weight of 0 or more")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,8 +125,7 @@ class MetaConfig:
     turns: tuple[Turn, ...] = ("generator", "discriminator", "discriminator")
     """The turns of one step, in order. Discriminators judge the last generator turn's picture."""
     accumulate: int = 1
-    """Parts that a rank's share of a step is computed in, to save memory: a visit takes 0.7 to
-    1 GB in the paper preset, beside the 1.3 GB that last."""
+    """Parts that a rank's share of a step is computed in, to save memory."""
     precision: Literal["bf16", "fp32"] = "bf16"
     """Arithmetic of the networks; weights, losses and optimisers stay fp32."""
     channels_last: bool = True

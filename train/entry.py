@@ -7,6 +7,8 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from pipeline.storage import StorageError
+from train.step import NonFiniteError
 from train.world import own_rank
 
 GRACE_S = 2.0
@@ -16,14 +18,17 @@ stops one alone is said by that one."""
 
 @contextmanager
 def said_plainly(entry: str) -> Iterator[None]:
-    """End the program with one line instead of a traceback: status 1, or 130 after Ctrl-C."""
+    """End the program with one line instead of a traceback: status 1, or 130 after Ctrl-C.
+
+    What torch raises of its own, and any mistake of ours, keeps its traceback.
+    """
     try:
         yield
     except KeyboardInterrupt:
         if own_rank() == 0:
             print(f"{entry}: stopped", file=sys.stderr, flush=True)
         sys.exit(130)
-    except (ValueError, RuntimeError, OSError) as error:
+    except (ValueError, OSError, StorageError, NonFiniteError) as error:
         who = entry
         if rank := own_rank():
             time.sleep(GRACE_S)

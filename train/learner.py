@@ -1,6 +1,7 @@
 """Everything that a meta-training step changes: networks, EMA, optimisers, W."""
 
 import copy
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -47,6 +48,15 @@ class Learner:
             "generator_optimiser": self.generator_optimiser.state_dict(),
             "discriminator_optimiser": self.discriminator_optimiser.state_dict(),
         }
+
+    def fingerprint(self) -> int:
+        """Return a checksum of every weight and of W: equal learners have equal ones."""
+        networks = (self.embedder, self.generator, self.discriminator)
+        weights = [p for network in networks for p in network.parameters()]
+        checksum = 0
+        for tensor in (*weights, self.rows.values):
+            checksum = zlib.crc32(tensor.detach().cpu().contiguous().numpy().data, checksum)
+        return checksum
 
     def load(
         self, model: Mapping[str, Any], resume: Mapping[str, Any], rows: Mapping[str, Tensor]

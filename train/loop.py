@@ -6,10 +6,13 @@ on after a stop is running the same command again.
 
 import json
 import time
+import zlib
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import asdict, fields, replace
 from pathlib import Path
+
+import torch._functorch.config
 
 from model.perceptual import Perceptual, make_perceptual
 from train import checkpoint
@@ -37,8 +40,10 @@ def train(config: MetaConfig, world: World) -> Path:
     ).to(world.device)
     learner = make_learner(config, len(shards.train), world.device)
     step, visits = resume(learner, config, shards, perceptual)
+    _require_one_start(learner, step, config, world)
     last_step = _last_step(config, len(shards.train))
     if config.compile:
+        torch._functorch.config.donated_buffer = False  # the gauges go back through a graph twice
         for network in (learner.embedder, learner.generator, learner.discriminator, perceptual):
             network.compile()
 
@@ -105,14 +110,13 @@ def resume(
     if not finished:
         return 0, 0
     newest = finished[-1]
-    model, state = checkpoint.load(newest / "model.pt"), checkpoint.load(newest / "resume.pt")
-    _require_same_run(config, state["config"], newest)
-    keys = json.loads((newest / "index.json").read_text())
-    _require_same_videos([video.key for video in shards.train], keys, newest)
-    shards.index.face.require_same(checkpoint.face_of(model), str(newest))
-    checkpoint.require_same_weights(perceptual, model["perceptual"], newest)
-    learner.load(model, state, checkpoint.load(newest / "rows.pt"))
-    return state["step"], state["visits"]
+    saved = checkpoint.load_step(newest)
+    _require_same_run(config, saved.resume["config"], newest)
+    _require_same_videos([video.key for video in shards.train], saved.keys, newest)
+    shards.index.face.require_same(checkpoint.face_of(saved.model), str(newest))
+    checkpoint.require_same_weights(perceptual, saved.model["perceptual"], newest)
+    learner.load(saved.model, saved.resume, saved.rows)
+    return saved.resume["step"], saved.resume["visits"]
 
 
 def save(
@@ -151,7 +155,7 @@ def save(
         )
         checkpoint.drop_old(config.run, config.keep)
     world.barrier()
-    return checkpoint.steps(config.run)[-1]
+    return checkpoint.folder_of(config.run, step)
 
 
 def split_batch(batch: VisitBatch, parts: int) -> list[VisitBatch]:
@@ -181,6 +185,15 @@ def _require_divisible(config: MetaConfig, world: World) -> None:
         raise ValueError(
             f"a batch of {config.data.batch_size} visits can't be divided by {world.size} ranks "
             f"and {config.accumulate} parts each: make --data.batch-size a multiple of {parts}"
+        )
+
+
+def _require_one_start(learner: Learner, step: int, config: MetaConfig, world: World) -> None:
+    """Raise on every rank where they don't begin with the same step and weights."""
+    if not world.all_equal(zlib.crc32(f"{step} {learner.fingerprint()}".encode())):
+        raise ValueError(
+            f"the ranks don't start alike: this one is at step {step} of {config.run}. Give "
+            "--run-dir a folder that every node shares, and all ranks the same settings"
         )
 
 
@@ -268,4 +281,4 @@ def _explain(error: NonFiniteError, run: Path, step: int) -> str:
         if finished
         else "no checkpoint was written yet"
     )
-    return f"step {step}: {error}; nothing was updated, {last}"
+    return f"step {step}: {error}; the step is in no checkpoint, {last}"

@@ -12,9 +12,11 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 
 import tyro
 
+from pipeline.storage import hold
 from train.config import PRESETS, MetaConfig
 from train.entry import said_plainly
 from train.loop import primitives, train
@@ -27,7 +29,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         config = parse(sys.argv[1:] if argv is None else argv)
         if world.is_main:
             print(json.dumps(primitives(config), indent=2), flush=True)
-        folder = train(config, world)
+        with hold(str(config.run), "--run-dir") if world.is_main else nullcontext():
+            folder = train(config, world)
         if world.is_main:
             print(f"model      {folder / 'model.pt'}")
             print(f"pictures   {config.run / 'panel-train.png'}  {config.run / 'panel-val.png'}")

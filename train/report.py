@@ -28,7 +28,10 @@ class Reporter:
     def __init__(self, run: Path, *, first_step: int, first_visit: int, last_step: int) -> None:
         run.mkdir(parents=True, exist_ok=True)
         self._run = run
-        self._log = (run / "log.jsonl").open("a")
+        log = run / "log.jsonl"
+        if log.exists():
+            log.write_text("".join(_until(first_step, log.read_text())))
+        self._log = log.open("a")
         self._board = SummaryWriter(str(run / "tensorboard"), purge_step=first_visit + 1)
         self._plain = not sys.stderr.isatty()
         self._bar = tqdm(
@@ -105,6 +108,12 @@ def save_picture(path: Path, picture: UInt8[np.ndarray, "h w 3"]) -> None:
     """Write an RGB picture as PNG."""
     if not cv2.imwrite(str(path), cv2.cvtColor(picture, cv2.COLOR_RGB2BGR)):
         raise OSError(f"{path} could not be written")
+
+
+def _until(step: int, log: str) -> list[str]:
+    """Keep the lines up to a step: a run that was killed goes on from before its last ones."""
+    whole = [line for line in log.splitlines(keepends=True) if line.endswith("}\n")]
+    return [line for line in whole if json.loads(line)["step"] <= step]
 
 
 def _short(value: float) -> float:

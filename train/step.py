@@ -36,7 +36,7 @@ Terms = dict[str, Tensor]
 
 
 class NonFiniteError(RuntimeError):
-    """A loss or gradient is not finite; raised on every rank before the update."""
+    """A loss or gradient is not finite; raised on every rank before its turn's update."""
 
 
 def picture_terms(
@@ -91,7 +91,8 @@ def meta_step(
     """Take all turns of one step, after `step` others, on this rank's parts of the batch.
 
     Returns the weighted terms and, where `gauge` is set, the health gauges, averaged over parts and
-    ranks. Raises NonFiniteError, on every rank and before the update, where one isn't finite.
+    ranks. Raises NonFiniteError, on every rank and before its turn's update, where one isn't
+    finite.
     """
     report: dict[str, float] = {}
     pictures: list[Tensor] = []
@@ -230,8 +231,11 @@ def _reduce(
     of_rows = torch.stack([w.grad.norm() for _, w in rows if w.grad is not None]).norm()[None]
     world.average_([*gradients, values, of_rows])
     total = torch.nn.utils.get_total_norm(gradients)
-    report = dict(zip(names, values.tolist(), strict=True)) | {f"gradient/{turn}": total.item()}
-    if not all(map(math.isfinite, [*report.values(), of_rows.item()])):
+    report = dict(zip(names, values.tolist(), strict=True)) | {
+        f"gradient/{turn}": total.item(),
+        f"gradient/{turn}_rows": of_rows.item(),
+    }
+    if not all(map(math.isfinite, report.values())):
         listed = ", ".join(f"{name} {value:.4g}" for name, value in report.items())
         raise NonFiniteError(f"the {turn} turn is not finite: {listed}")
     return report
@@ -252,7 +256,7 @@ def _shares(terms: Terms) -> dict[str, Tensor]:
     """Return each weighted term's part of the sum of their sizes."""
     sizes = {name: term.detach().abs() for name, term in terms.items()}
     total = torch.stack(list(sizes.values())).sum()
-    return {f"share/{name}": size / total for name, size in sizes.items()}
+    return {f"share/{name}": size / total.clamp_min(1e-12) for name, size in sizes.items()}
 
 
 def _score_gauges(r: Float[Tensor, " b"], r_hat: Float[Tensor, " b"]) -> dict[str, Tensor]:

@@ -62,6 +62,14 @@ class World:
         dist.all_reduce(raised, op=dist.ReduceOp.MAX)
         return bool(raised.item())
 
+    def all_equal(self, number: int) -> bool:
+        """Say whether every rank brings the same number; the same answer everywhere."""
+        if self.size == 1:
+            return True
+        ends = torch.tensor([number, -number], dtype=torch.int64, device=self.device)
+        dist.all_reduce(ends, op=dist.ReduceOp.MAX)
+        return ends[0].item() == -ends[1].item()
+
     def barrier(self) -> None:
         """Wait until every rank is here."""
         if self.size > 1:

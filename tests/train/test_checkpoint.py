@@ -1,5 +1,8 @@
 """Checkpoints: whole or not at all, primitives and tensors only, and errors that help."""
 
+import re
+import resource
+import signal
 from pathlib import Path
 
 import pytest
@@ -40,6 +43,34 @@ def test_what_a_killed_writer_left_is_no_checkpoint(tmp_path):
     assert checkpoint.steps(tmp_path)[-1:] == [first]
     assert save(tmp_path, 2).name == "step-000000002"
     assert not list(first.parent.glob(".tmp-*"))
+
+
+@pytest.mark.parametrize("name", ["model.pt", "resume.pt", "rows.pt", "index.json"])
+@pytest.mark.parametrize("harm", ["missing", "empty", "cut"])
+def test_a_step_that_is_not_whole_is_refused_by_file_and_with_a_way_out(tmp_path, name, harm):
+    file = save(tmp_path, 1) / name
+    whole = file.read_bytes()
+    file.unlink()
+    if harm != "missing":
+        file.write_bytes(whole[: len(whole) // 2 if harm == "cut" else 0])
+    with pytest.raises(
+        ValueError, match=rf"{re.escape(str(file))} .*Remove {file.parent} to go on"
+    ):
+        checkpoint.load_step(file.parent)
+
+
+def test_a_full_disk_is_said_and_leaves_what_was_there(tmp_path):
+    first = save(tmp_path, 1)
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # writing fails instead
+    resource.setrlimit(resource.RLIMIT_FSIZE, (500, limit[1]))
+    try:
+        with pytest.raises(OSError, match=r"could not write .*model\.pt, with \d+ MB free there"):
+            save(tmp_path, 2)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert list(first.parent.iterdir()) == [first]
 
 
 def test_the_newest_checkpoints_stay(tmp_path):

@@ -9,20 +9,23 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.storage import StorageError
 from train import drive, finetune, meta_train
 from train.config import MetaConfig
 from train.entry import claim_output, said_plainly
+from train.step import NonFiniteError
 
 
-@pytest.mark.parametrize("error", [ValueError, RuntimeError, FileNotFoundError])
+@pytest.mark.parametrize("error", [ValueError, FileNotFoundError, StorageError, NonFiniteError])
 def test_a_failure_is_one_line(error: type[Exception]) -> None:
     with pytest.raises(SystemExit, match=r"^drive: no driver$"), said_plainly("drive"):
         raise error("no driver")
 
 
-def test_a_mistake_of_ours_keeps_its_traceback() -> None:
-    with pytest.raises(TypeError), said_plainly("drive"):
-        raise TypeError("None")
+@pytest.mark.parametrize("error", [TypeError, RuntimeError])
+def test_a_mistake_of_ours_or_of_torchs_keeps_its_traceback(error: type[Exception]) -> None:
+    with pytest.raises(error), said_plainly("drive"):
+        raise error("shapes cannot be multiplied")
 
 
 def test_ctrl_c_is_said_once(monkeypatch, capsys) -> None:

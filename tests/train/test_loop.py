@@ -3,7 +3,9 @@
 import json
 import math
 import os
+import re
 import signal
+import socket
 import subprocess
 import sys
 from dataclasses import replace
@@ -13,11 +15,13 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from pipeline.storage import hold
 from tests.train.bases import MODEL
 from tests.train.shards import make_shards
 from train import checkpoint
 from train.config import DataConfig, LossWeights, MetaConfig, OptimiserConfig, PerceptualConfig
 from train.loop import train
+from train.step import NonFiniteError
 from train.world import World
 
 ALONE = World(rank=0, size=1, device=torch.device("cpu"))
@@ -146,6 +150,63 @@ def test_tensorboard_keeps_what_came_before_a_stop(shards, tmp_path):
     assert [event.step for event in board.Scalars("loss/content")] == [3, 6, 9]
 
 
+def test_a_time_limit_leaves_a_checkpoint(shards, tmp_path):
+    config = make_config(shards, tmp_path / "run", max_steps=None, max_minutes=1 / 600)
+    folder = train(config, ALONE)
+    assert folder == checkpoint.steps(config.run)[-1]
+    assert 0 <= checkpoint.load(folder / "resume.pt")["step"] < 50
+
+
+def test_steps_that_a_kill_undid_leave_the_log(shards, tmp_path):
+    config = make_config(shards, tmp_path / "run", max_steps=2)
+    train(config, ALONE)
+    log = config.run / "log.jsonl"
+    log.write_text(log.read_text() + '{"step": 3, "visits": 9}\n{"step": 4, "vis')
+    train(replace(config, max_steps=3), ALONE)
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    assert [line["step"] for line in lines if "loss/content" in line] == [1, 2, 3]
+    assert all(line.keys() & {"loss/content", "val/ssim"} for line in lines)
+
+
+def test_what_is_not_finite_is_named_with_the_last_good_checkpoint(shards, tmp_path):
+    config = make_config(shards, tmp_path / "run", max_steps=1)
+    folder = train(config, ALONE)
+    state = checkpoint.load(folder / "resume.pt")
+    state["embedder"]["blocks.0.conv1.bias"].fill_(math.nan)
+    checkpoint.save_file(folder / "resume.pt", state)
+    expected = (
+        rf"step 2: the generator turn is not finite: .*content nan.* is {re.escape(str(folder))}"
+    )
+    with pytest.raises(NonFiniteError, match=expected):
+        train(replace(config, max_steps=2), ALONE)
+    assert checkpoint.steps(config.run) == [folder]
+
+
+def test_a_run_folder_is_held_by_one_process(shards, tmp_path):
+    config = make_config(shards, tmp_path / "run")
+    with hold(str(config.run)):
+        output, _ = torchrun([*flags(config), "--max-steps", "1"]).communicate(timeout=240)
+    assert f"meta_train: Another process is at work in {config.run}." in output
+    assert "give another --run-dir" in output
+    assert not checkpoint.steps(config.run)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # the compiler's own
+def test_a_compiled_run_trains_and_gauges(shards, tmp_path):
+    plain = make_config(shards, tmp_path / "plain", max_steps=2)
+    train(plain, ALONE)
+    compiled = replace(plain, run=tmp_path / "compiled", compile=True)
+    train(compiled, ALONE)
+    logs = [
+        [json.loads(line) for line in (config.run / "log.jsonl").read_text().splitlines()]
+        for config in (plain, compiled)
+    ]
+    for ours, theirs in zip(*logs, strict=True):
+        for name in ours.keys() - {"speed/step_s", "speed/waited_s"}:
+            assert theirs[name] == pytest.approx(ours[name], rel=1e-2, abs=1e-3), name
+
+
 def test_a_batch_that_ranks_and_parts_cannot_share_is_refused(shards, tmp_path):
     config = make_config(shards, tmp_path / "run", accumulate=2)
     with pytest.raises(ValueError, match=r"make --data\.batch-size a multiple of 2"):
@@ -163,6 +224,29 @@ def test_other_faces_and_other_weights_are_refused(shards, tmp_path):
     checkpoint.save_file(model, {**state, "perceptual": {"name": "lite", "weights_sha256": {}}})
     with pytest.raises(ValueError, match="trained with other weights of lite"):
         train(config, ALONE)
+
+
+def test_ranks_that_see_different_run_folders_are_refused(shards, tmp_path):
+    config = make_config(shards, tmp_path / "0")
+    output, _ = torchrun([*flags(config), "--max-steps", "1"]).communicate(timeout=240)
+    assert checkpoint.steps(config.run), output
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = str(free.getsockname()[1])
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "train/meta_train.py",
+             *flags(replace(config, run=tmp_path / rank)), "--max-steps", "3"],
+            cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1", "RANK": rank, "WORLD_SIZE": "2",
+                 "MASTER_ADDR": "localhost", "MASTER_PORT": port},
+        )
+        for rank in ("0", "1")
+    ]  # fmt: skip
+    said = [process.communicate(timeout=240)[0] for process in processes]
+    assert [process.returncode for process in processes] == [1, 1]
+    assert "this one is at step 1 of" in said[0] and "this one is at step 0 of" in said[1]
+    assert all("a folder that every node shares" in text for text in said)
 
 
 def test_two_ranks_learn_what_one_does(shards, tmp_path):
