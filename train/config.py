@@ -163,6 +163,8 @@ class MetaConfig:
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise ValueError(f"{name} is {value}: give more than 0, or leave it out")
+        if not 0 <= self.seed < 2**63:
+            raise ValueError(f"seed is {self.seed}: give a number from 0 to 2^63 - 1")
         if not 0 <= self.ema < 1:
             raise ValueError(f"ema is {self.ema}: give a decay from 0 to below 1")
 
