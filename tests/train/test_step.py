@@ -149,14 +149,18 @@ def test_a_turn_moves_its_own_side_only(perceptual, turn):
 
 
 def test_the_report_has_every_term_and_the_gauges(perceptual):
-    learner = make_learner(CONFIG, NUM_ROWS, ALONE.device)
-    values = take_step(learner, make_batch([1, 3, 4, 7]), perceptual, gauge=True)
+    learner = make_learner(UNIFORM, NUM_ROWS, ALONE.device)
+    values = take_step(learner, make_batch([1, 3, 4, 7]), perceptual, UNIFORM, gauge=True)
     terms = {"content", "l1", "adversarial", "feature_matching", "matching", "hinge"}
     assert {f"loss/{term}" for term in terms} <= values.keys()
     assert {f"pull/{term}" for term in terms - {"hinge", "matching"}} <= values.keys()
     assert {"size/e", "size/w", "size/scale_spread", "score/ranked_right"} <= values.keys()
     shares = [value for name, value in values.items() if name.startswith("share/")]
     assert sum(shares) == pytest.approx(1.0)
+    # Where no score is beyond the margin, the hinge is 1 - r + 1 + r_hat.
+    assert values["score/inside_margin"] == 1
+    apart = values["score/real"] - values["score/generated"]
+    assert values["loss/hinge"] == pytest.approx(2 - apart, rel=1e-4)
 
 
 def test_score_gauges_by_hand():
