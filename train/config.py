@@ -85,8 +85,9 @@ class OptimiserConfig:
 
     def __post_init__(self) -> None:
         for name in ("lr_generator", "lr_discriminator", "eps"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"optimiser.{name} is {getattr(self, name)}: give more than 0")
+            value = getattr(self, name)
+            if not (value > 0 and isfinite(value)):
+                raise ValueError(f"optimiser.{name} is {value}: give a finite number above 0")
         for name in ("beta1", "beta2"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(

@@ -8,6 +8,7 @@ keeps its bits.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import isfinite
 from typing import Literal
 
 import torch
@@ -27,8 +28,8 @@ class RowConfig:
     """Keep W and its moments beside the networks, or on the CPU (1.2 GB at 145,520 videos)."""
 
     def __post_init__(self) -> None:
-        if self.lr <= 0:
-            raise ValueError(f"rows.lr is {self.lr}: give a learning rate above 0")
+        if not (self.lr > 0 and isfinite(self.lr)):
+            raise ValueError(f"rows.lr is {self.lr}: give a finite learning rate above 0")
 
 
 class RowTable:
