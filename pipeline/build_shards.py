@@ -17,6 +17,7 @@ import logging
 import pickle
 import re
 import signal
+import socket
 import sys
 import time
 import traceback
@@ -72,6 +73,9 @@ Row = dict[str, Any]
 
 TOLD = re.compile(r"^(?!ray\.)[\w.]+(?:Error|Exception): (.+)$", re.MULTILINE)
 """An exception's last line in a traceback: all that Ray leaves of those that it wraps."""
+
+ANSWER_S = 10.0
+"""How long to wait for the Ray that --ray-address names."""
 
 BOOTSTRAP = "~/ray_bootstrap_config.yaml"
 """What `ray up` leaves on the head of a cluster."""
@@ -250,16 +254,23 @@ def connect(config: BuildConfig) -> bool:
     address = config.ray_address or ("auto" if on_head else "local")
     of_our_own: dict[str, Any] = {"num_cpus": config.num_cpus, "include_dashboard": False}
     try:
+        knock(address)
         ray.init(
             address=address,
             logging_level=logging.ERROR,
             **(of_our_own if address == "local" else {}),
         )
-    except ConnectionError:
+    except (ConnectionError, TimeoutError, socket.gaierror):
         raise ValueError(
             f"No Ray cluster answers at {address}. Give --ray-address local."
         ) from None
     return address == "local"
+
+
+def knock(address: str) -> None:
+    """Raise an OSError soon where nobody answers at host:port, as Ray would try for minutes."""
+    if place := re.fullmatch(r"([^/]+):(\d+)", address):
+        socket.create_connection((place[1], int(place[2])), timeout=ANSWER_S).close()
 
 
 def catch_signals() -> dict[signal.Signals, Any]:

@@ -10,6 +10,7 @@ import os
 import random
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -456,6 +457,18 @@ def test_no_videos_is_a_clear_error(tmp_path, capfd, what):
     (tmp_path / "empty").mkdir()
     assert build(tmp_path / what, tmp_path / "shards") == 1
     assert "error: There " in capfd.readouterr().err
+
+
+def test_it_is_soon_known_that_nobody_answers():
+    with socket.socket() as door:
+        door.bind(("localhost", 0))
+        address = f"localhost:{door.getsockname()[1]}"
+        with pytest.raises(ConnectionRefusedError):
+            build_shards.knock(address)
+        door.listen()
+        build_shards.knock(address)
+    for elsewhere in ("auto", "local", "ray://localhost:1"):
+        build_shards.knock(elsewhere)
 
 
 def test_a_full_disk_stops_the_job_with_nothing_half_written(videos, tmp_path, capfd):
