@@ -79,7 +79,8 @@ class AlignConfig:
     weights_dir: str | None = None
     """Folder with the fan backend's weights. Default: where torch.hub keeps its downloads."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where fan runs. auto: on GPUs where the cluster has any, else on the CPU with a warning."""
+    """Where fan runs. auto: on the GPUs that the cluster has when the job starts, one actor each;
+    where it has none, on the CPU with a warning."""
     batch_frames: int = 64
     """Faces that fan takes through the network at once. 64 need about 6 GB of GPU memory."""
 
