@@ -1,7 +1,9 @@
 """Small test videos of every kind that the pipeline meets, made with PyAV."""
 
+import contextlib
+import os
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
 
@@ -51,7 +53,7 @@ def write_video(
     pictures = [picture(i) for i in range(num_frames)] if pictures is None else pictures
     options = {"movflags": "faststart"} if faststart else {}
     path.parent.mkdir(parents=True, exist_ok=True)
-    with av.open(str(path), "w", options=options) as container:
+    with usual_priority(), av.open(str(path), "w", options=options) as container:
         stream = container.add_stream(codec, rate=1000 if pts_ms else rate)
         stream.height, stream.width = pictures[0].shape[:2]
         stream.pix_fmt = pix_fmt
@@ -69,6 +71,19 @@ def write_video(
         if tone is not None:
             _write_sound(container, tone)
     return path
+
+
+@contextlib.contextmanager
+def usual_priority() -> Iterator[None]:
+    """Undo what SVT-AV1's encoder does to the thread of a root user: real time, before all else.
+
+    Processes that it starts would inherit that, and those that wait for each other never end.
+    """
+    before = os.sched_getscheduler(0), os.sched_getparam(0)
+    try:
+        yield
+    finally:
+        os.sched_setscheduler(0, *before)
 
 
 def write_sound(path: Path) -> Path:
