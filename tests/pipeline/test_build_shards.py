@@ -542,7 +542,7 @@ def test_a_folder_is_built_by_one_job_at_a_time(built, videos, script, tmp_path,
         unfinished.write_bytes(b"half a shard")
         status, said = finish(start(script, videos, output, "--num-cpus", "1"))
         assert status == 1
-        assert f"error: Another build is at work in {output}." in said, said
+        assert f"error: Another process is at work in {output}." in said, said
         assert unfinished.exists()
         return run_graph(*args)
 
