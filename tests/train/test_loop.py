@@ -198,13 +198,15 @@ def test_a_compiled_run_trains_and_gauges(shards, tmp_path):
     train(plain, ALONE)
     compiled = replace(plain, run=tmp_path / "compiled", compile=True)
     train(compiled, ALONE)
-    logs = [
-        [json.loads(line) for line in (config.run / "log.jsonl").read_text().splitlines()]
-        for config in (plain, compiled)
+    reports = [
+        [line for line in map(json.loads, log.read_text().splitlines()) if "pull/content" in line]
+        for log in (plain.run / "log.jsonl", compiled.run / "log.jsonl")
     ]
-    for ours, theirs in zip(*logs, strict=True):
-        for name in ours.keys() - {"speed/step_s", "speed/waited_s"}:
-            assert theirs[name] == pytest.approx(ours[name], rel=1e-2, abs=1e-3), name
+    assert [len(lines) for lines in reports] == [2, 2]
+    for ours, theirs in zip(*reports, strict=True):
+        assert theirs.keys() == ours.keys()
+        for name in (name for name in ours if name.startswith("loss/")):
+            assert theirs[name] == pytest.approx(ours[name], rel=2e-2, abs=1e-2), name
 
 
 def test_a_batch_that_ranks_and_parts_cannot_share_is_refused(shards, tmp_path):
