@@ -49,11 +49,11 @@ class Learner:
             "discriminator_optimiser": self.discriminator_optimiser.state_dict(),
         }
 
-    def fingerprint(self) -> int:
-        """Return a checksum of every weight and of W: equal learners have equal ones."""
+    def fingerprint(self, step: int) -> int:
+        """Return a checksum of the step, every weight and W: equal learners have equal ones."""
         networks = (self.embedder, self.generator, self.discriminator)
         weights = [p for network in networks for p in network.parameters()]
-        checksum = 0
+        checksum = zlib.crc32(str(step).encode())
         for tensor in (*weights, self.rows.values):
             checksum = zlib.crc32(tensor.detach().cpu().contiguous().numpy().data, checksum)
         return checksum

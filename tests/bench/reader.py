@@ -24,8 +24,9 @@ import numpy as np
 import tyro
 from skimage.data import astronaut
 
-from pipeline.align import template
-from pipeline.config import FaceSpec
+from pipeline.align import NullAligner, template
+from pipeline.config import CropConfig
+from pipeline.faces import face_spec
 from pipeline.rasterize import draw, draw_each, round_points
 from pipeline.sample import Sample, decode_picture, read_landmarks
 from pipeline.shard import (
@@ -84,16 +85,7 @@ def make_photo_shards(folder: Path, *, num_videos: int = 40, px: int = 256) -> N
         videos.append(samples)
     packed = pack_shard("shard", videos, 95)
     write_packed(str(folder), packed)
-    face = FaceSpec(
-        image_px=px,
-        crop_margin=0.4,
-        crop_rules="",
-        palette="",
-        backend="none",
-        detector="",
-        align_rules="",
-        weights_sha256="",
-    )
+    face = face_spec(NullAligner(), CropConfig(image_px=px))
     Index.of([packed.manifest], face, config={}, provenance={}).save(str(folder))
 
 

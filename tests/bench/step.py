@@ -65,17 +65,17 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def make_step(
-    learner: Learner, config: MetaConfig, perceptual: str, num_visits: int, num_sources: int
+    learner: Learner, config: MetaConfig, loss: str, num_visits: int, num_sources: int
 ) -> Callable[[], object]:
     """Return the whole step on one batch: all turns, updates and averages."""
     if config.compile:
         for network in (learner.embedder, learner.generator, learner.discriminator):
             network.compile()
-    judge = random_vgg() if perceptual == "vgg" else make_perceptual("lite")
-    judge = judge.to(memory_format=torch.channels_last)  # pyright: ignore
+    perceptual = random_vgg() if loss == "vgg" else make_perceptual("lite")
+    perceptual = perceptual.to(memory_format=torch.channels_last)  # pyright: ignore
     batch = random_batch(num_visits, num_sources, config.model.image_px)
     world = World(rank=0, size=1, device=torch.device("cpu"))
-    return lambda: meta_step(learner, [batch], config, perceptual=judge, world=world)
+    return lambda: meta_step(learner, [batch], config, perceptual=perceptual, world=world)
 
 
 def random_vgg() -> Perceptual:

@@ -5,7 +5,6 @@ import math
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 from dataclasses import replace
@@ -17,6 +16,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from pipeline.storage import hold
 from tests.train.bases import MODEL
+from tests.train.ranks import environments
 from tests.train.shards import make_shards
 from train import checkpoint
 from train.config import DataConfig, LossWeights, MetaConfig, OptimiserConfig, PerceptualConfig
@@ -232,18 +232,14 @@ def test_ranks_that_see_different_run_folders_are_refused(shards, tmp_path):
     config = make_config(shards, tmp_path / "0")
     output, _ = torchrun([*flags(config), "--max-steps", "1"]).communicate(timeout=240)
     assert checkpoint.steps(config.run), output
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = str(free.getsockname()[1])
     processes = [
         subprocess.Popen(
             [sys.executable, "train/meta_train.py",
-             *flags(replace(config, run=tmp_path / rank)), "--max-steps", "3"],
+             *flags(replace(config, run=tmp_path / rank["RANK"])), "--max-steps", "3"],
             cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-            env={**os.environ, "OMP_NUM_THREADS": "1", "RANK": rank, "WORLD_SIZE": "2",
-                 "MASTER_ADDR": "localhost", "MASTER_PORT": port},
+            env={**os.environ, "OMP_NUM_THREADS": "1", **rank},
         )
-        for rank in ("0", "1")
+        for rank in environments()
     ]  # fmt: skip
     said = [process.communicate(timeout=240)[0] for process in processes]
     assert [process.returncode for process in processes] == [1, 1]
